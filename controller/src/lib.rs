@@ -1,0 +1,1 @@
+//! Objects to resources, and the certificate authority

@@ -1,0 +1,1 @@
+//! Authenticated gRPC channel to the control plane

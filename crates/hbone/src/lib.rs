@@ -1,0 +1,1 @@
+//! Tunnels: HTTP/2 CONNECT over mutual TLS

@@ -1,0 +1,1 @@
+//! Certificates per identity: issued, renewed, shared

@@ -1,0 +1,1 @@
+//! What the mesh is, and every decision about a connection

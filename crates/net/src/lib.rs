@@ -1,0 +1,1 @@
+//! Named system calls: sockets, namespaces, descriptors; no policy

@@ -1,0 +1,1 @@
+//! Logs, access records, metrics and the admin server

@@ -1,0 +1,1 @@
+//! Both directions of bytes between two streams

@@ -1,0 +1,1 @@
+//! Threads, tasks, drain, readiness and time

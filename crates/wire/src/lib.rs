@@ -1,0 +1,1 @@
+//! Bytes and header values to and from typed values

@@ -1,0 +1,1 @@
+//! Delta ADS client and the decoding of workload resources

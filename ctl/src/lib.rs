@@ -1,0 +1,1 @@
+//! ambitctl, the command line for people

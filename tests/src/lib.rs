@@ -1,0 +1,1 @@
+//! The namespace world: real pods, real rules, real programs
