@@ -47,6 +47,11 @@ class Web(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def server_bind(self):
+        # The standard one looks the host's name up, which waits long where there is no DNS.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "shop", self.server_address[1]
+
 
 class Ticker(socketserver.BaseRequestHandler):
     def handle(self):

@@ -179,12 +179,12 @@ start_waypoint() {
 
 # capture NAME: what passes between the nodes, from now on, in $state/capture/NAME.pcap.
 capture() {
-  start "capture-$1" fabric tcpdump -i n2 -U -w "$state/capture/$1.pcap" "tcp and not host 172.31.0.100"
+  start "capture-$1" fabric tcpdump -Z root --immediate-mode -i n2 -U -w "$state/capture/$1.pcap" "tcp and not host 172.31.0.100"
   eventually 10 "the capture runs" grep -q "listening on" "$state/log/capture-$1.log"
 }
 # readable NAME MARKER: how many captured packets hold the marker as readable text.
 readable() {
-  stop "capture-$1" INT
+  stop "capture-$1" TERM
   sleep 0.3
   tcpdump -r "$state/capture/$1.pcap" -A 2>/dev/null | grep -c -- "$2" || true
 }
