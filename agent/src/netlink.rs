@@ -1,0 +1,239 @@
+//! One request and its answers over a netlink socket.
+//!
+//! The kernel handles a request while it is being sent, so the answers are there when the send returns; the
+//! socket is non-blocking, and an answer that is missing is an error and not a wait.
+//! A socket belongs to the network namespace in which it was made: open it inside
+//! [`ambit_net::netns::Netns::run`], use it anywhere.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use netlink_sys::{Socket, SocketAddr};
+
+/// `NLMSG_ERROR`, which is also the acknowledgement when its code is zero.
+const ERROR: u16 = 2;
+/// `NLMSG_DONE`, the end of a dump.
+const DONE: u16 = 3;
+/// `NLM_F_REQUEST`.
+pub(crate) const REQUEST: u16 = 0x1;
+/// `NLM_F_ACK`.
+pub(crate) const ACKNOWLEDGE: u16 = 0x4;
+/// `NLM_F_DUMP`.
+pub(crate) const DUMP: u16 = 0x300;
+/// `NLM_F_CREATE`.
+pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_EXCL`.
+pub(crate) const EXCLUSIVE: u16 = 0x200;
+/// `NLM_F_APPEND`.
+pub(crate) const APPEND: u16 = 0x800;
+/// `NLM_F_REPLACE`.
+pub(crate) const REPLACE: u16 = 0x100;
+
+/// The length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// What one receive may bring: the kernel fills at most this much for a dump.
+const RECEIVE: usize = 64 * 1024;
+
+/// A message for the kernel, or from it: type and payload without the netlink header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A netlink socket of one namespace.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket for `protocol` in the namespace of the calling thread.
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        // The acknowledgement then leaves out the request, and a large batch fits the receive buffer.
+        socket.set_cap_ack(true)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Opens a socket that hears what the kernel tells the given groups.
+    pub(crate) fn listen(protocol: isize, groups: &[u32]) -> io::Result<Self> {
+        let netlink = Self::open(protocol)?;
+        for group in groups {
+            netlink.socket.add_membership(*group)?;
+        }
+        Ok(netlink)
+    }
+
+    /// Sends the messages in one datagram and waits for the acknowledgement of each that asks for one.
+    ///
+    /// # Errors
+    /// The first error that the kernel answers.
+    pub(crate) fn transact(&mut self, messages: &[Message]) -> io::Result<()> {
+        let expected = messages.iter().filter(|m| m.flags & ACKNOWLEDGE != 0).count();
+        self.send(messages)?;
+        let mut failure = None;
+        let mut acknowledged = 0;
+        while acknowledged < expected && failure.is_none() {
+            for message in self.receive()? {
+                if message.kind != ERROR {
+                    continue;
+                }
+                match error_code(&message.payload) {
+                    0 => acknowledged += 1,
+                    code => failure = failure.or(Some(io::Error::from_raw_os_error(-code))),
+                }
+            }
+        }
+        self.discard();
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Sends one dump request and collects what the kernel answers.
+    ///
+    /// # Errors
+    /// The error that the kernel answers; `Interrupted` when the state changed during the dump.
+    pub(crate) fn dump(&mut self, request: Message) -> io::Result<Vec<Message>> {
+        /// `NLM_F_DUMP_INTR`: what was dumped is not of one moment.
+        const INCONSISTENT: u16 = 0x10;
+        self.discard();
+        self.send(&[Message { flags: request.flags | REQUEST | DUMP, ..request }])?;
+        let mut found = Vec::new();
+        loop {
+            for message in self.receive()? {
+                if message.flags & INCONSISTENT != 0 {
+                    self.discard();
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                match message.kind {
+                    DONE => return Ok(found),
+                    ERROR => match error_code(&message.payload) {
+                        0 => {}
+                        code => return Err(io::Error::from_raw_os_error(-code)),
+                    },
+                    _ => found.push(message),
+                }
+            }
+        }
+    }
+
+    /// Sends one request and returns the first message that answers it.
+    ///
+    /// # Errors
+    /// The error that the kernel answers.
+    pub(crate) fn query(&mut self, request: Message) -> io::Result<Message> {
+        self.discard();
+        self.send(&[Message { flags: request.flags | REQUEST, ..request }])?;
+        for message in self.receive()? {
+            if message.kind != ERROR {
+                return Ok(message);
+            }
+            match error_code(&message.payload) {
+                0 => {}
+                code => return Err(io::Error::from_raw_os_error(-code)),
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// The messages of the next datagram.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none.
+    pub(crate) fn receive(&self) -> io::Result<Vec<Message>> {
+        let mut buffer = Vec::with_capacity(RECEIVE);
+        self.socket.recv(&mut buffer, 0)?;
+        Ok(split(&buffer))
+    }
+
+    fn discard(&self) {
+        while self.receive().is_ok() {}
+    }
+
+    fn send(&mut self, messages: &[Message]) -> io::Result<()> {
+        let mut datagram = Vec::new();
+        for message in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            let length = u32::try_from(HEADER + message.payload.len())
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            datagram.extend_from_slice(&length.to_ne_bytes());
+            datagram.extend_from_slice(&message.kind.to_ne_bytes());
+            datagram.extend_from_slice(&message.flags.to_ne_bytes());
+            datagram.extend_from_slice(&self.sequence.to_ne_bytes());
+            datagram.extend_from_slice(&0_u32.to_ne_bytes());
+            datagram.extend_from_slice(&message.payload);
+            datagram.resize(datagram.len().next_multiple_of(4), 0);
+        }
+        self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0)?;
+        Ok(())
+    }
+}
+
+impl AsRawFd for Netlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The code at the start of an error message; zero or a negative errno.
+fn error_code(payload: &[u8]) -> i32 {
+    payload.first_chunk::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
+}
+
+fn split(mut bytes: &[u8]) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Some((header, _)) = bytes.split_first_chunk::<HEADER>() {
+        let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *header;
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+        let Some(payload) = bytes.get(HEADER..length) else {
+            break;
+        };
+        messages.push(Message {
+            kind: u16::from_ne_bytes([k0, k1]),
+            flags: u16::from_ne_bytes([f0, f1]),
+            payload: payload.to_vec(),
+        });
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+    use proptest::prelude::proptest;
+
+    #[test]
+    fn a_datagram_is_split_at_the_lengths_it_states() {
+        let mut bytes = Vec::new();
+        for (kind, payload) in [(3_u16, &b"abcde"[..]), (4, b"")] {
+            bytes.extend_from_slice(&u32::try_from(16 + payload.len()).unwrap().to_ne_bytes());
+            bytes.extend_from_slice(&kind.to_ne_bytes());
+            bytes.extend_from_slice(&[0; 10]);
+            bytes.extend_from_slice(payload);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        let messages = split(&bytes);
+        assert_eq!(messages.len(), 2);
+        assert_eq!((messages[0].kind, messages[0].payload.as_slice()), (3, &b"abcde"[..]));
+        assert_eq!((messages[1].kind, messages[1].payload.as_slice()), (4, &b""[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_is_split_without_a_panic(bytes: Vec<u8>) {
+            let total: usize = split(&bytes).iter().map(|message| message.payload.len()).sum();
+            assert!(total <= bytes.len());
+        }
+    }
+}
