@@ -1,0 +1,218 @@
+//! A workload: one endpoint that connections come from and go to.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::address::GatewayAddress;
+use crate::identity::Identity;
+use crate::policy::PolicyKey;
+use crate::service::{Port, ServiceKey};
+use crate::text::Text;
+
+/// Stands for an empty trust domain on the wire (contract of `istio.workload.Workload`).
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+/// Stands for an empty service account on the wire.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+/// Stands for an empty cluster on the wire.
+pub const DEFAULT_CLUSTER: &str = "Kubernetes";
+/// Weight of a workload that names none.
+pub const DEFAULT_CAPACITY: u32 = 1;
+
+/// One endpoint of the mesh: a pod, a virtual machine, an external address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Key of the record.
+    pub uid: Text,
+    /// Object name; the pod name for pods.
+    pub name: Text,
+    /// Namespace; always that of `identity`.
+    pub namespace: Text,
+    /// Who it is.
+    pub identity: Identity,
+    /// Its addresses, canonical (no IPv4 mapped into IPv6).
+    pub addresses: SmallVec<[IpAddr; 2]>,
+    /// Host name to resolve when it has no address; may be empty.
+    pub hostname: Text,
+    /// Network its addresses belong to.
+    pub network: Text,
+    /// How it accepts connections.
+    pub protocol: Protocol,
+    /// The waypoint that traffic addressed to it passes.
+    pub waypoint: Option<GatewayAddress>,
+    /// How to enter its network from another one.
+    pub network_gateway: Option<GatewayAddress>,
+    /// Node it runs on; may be empty.
+    pub node: Text,
+    /// Canonical service name.
+    pub canonical_name: Text,
+    /// Canonical service revision.
+    pub canonical_revision: Text,
+    /// Kind of its owner.
+    pub workload_type: WorkloadType,
+    /// Name of its owner.
+    pub workload_name: Text,
+    /// It ends tunnels itself.
+    pub native_tunnel: bool,
+    /// How its application takes what comes out of a tunnel.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Services it is an endpoint of, with its own port numbers.
+    pub services: BTreeMap<ServiceKey, Vec<Port>>,
+    /// Policies that apply to it besides those of its namespace and of the mesh.
+    pub policies: Vec<PolicyKey>,
+    /// Is it ready for traffic.
+    pub health: Health,
+    /// Cluster it runs in.
+    pub cluster: Text,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Does an address of its name it alone.
+    pub network_mode: NetworkMode,
+    /// Weight among the endpoints of a service; 0 takes none.
+    pub capacity: u32,
+}
+
+impl Workload {
+    /// A healthy workload without addresses, services or policies that speaks plain TCP.
+    #[must_use]
+    pub fn new(uid: Text, name: Text, identity: Identity) -> Self {
+        Self {
+            uid,
+            name,
+            namespace: identity.namespace().into(),
+            identity,
+            addresses: SmallVec::new(),
+            hostname: Text::empty(),
+            network: Text::empty(),
+            protocol: Protocol::Tcp,
+            waypoint: None,
+            network_gateway: None,
+            node: Text::empty(),
+            canonical_name: Text::empty(),
+            canonical_revision: Text::empty(),
+            workload_type: WorkloadType::Deployment,
+            workload_name: Text::empty(),
+            native_tunnel: false,
+            application_tunnel: None,
+            services: BTreeMap::new(),
+            policies: Vec::new(),
+            health: Health::Healthy,
+            cluster: DEFAULT_CLUSTER.into(),
+            locality: Locality::default(),
+            network_mode: NetworkMode::Standard,
+            capacity: DEFAULT_CAPACITY,
+        }
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Is it a pod, by the form of its uid (`<cluster>//Pod/<namespace>/<name>`).
+    #[must_use]
+    pub fn is_pod(&self) -> bool {
+        self.uid.contains("//Pod/")
+    }
+
+    /// Does `address` belong to it.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
+    /// Its own ports for `service`, or `None` when it is no endpoint of that service.
+    #[must_use]
+    pub fn ports_for(&self, service: &ServiceKey) -> Option<&[Port]> {
+        self.services.get(service).map(Vec::as_slice)
+    }
+}
+
+/// How a workload accepts connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// Plain TCP on its own ports.
+    Tcp,
+    /// Tunnels on the HBONE port; plaintext must not be sent to it.
+    Hbone,
+}
+
+/// Is a workload ready for traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Health {
+    /// Ready.
+    Healthy,
+    /// Not ready, or going away.
+    Unhealthy,
+}
+
+/// Does an address of a workload name it alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// Yes.
+    Standard,
+    /// No: it shares the addresses of its node, so it is never found by address.
+    HostNetwork,
+}
+
+/// Kind of a workload's owner, for telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadType {
+    /// A Deployment.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod.
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl WorkloadType {
+    /// Lower-case name, as in baggage keys.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// How the application behind a tunnel is addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ApplicationTunnel {
+    /// What is sent in front of the bytes.
+    pub protocol: ApplicationProtocol,
+    /// Port to dial instead of the requested one.
+    pub port: Option<u16>,
+}
+
+/// What is sent to an application in front of the bytes of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ApplicationProtocol {
+    /// Nothing.
+    None,
+    /// A PROXY version 2 header.
+    Proxy,
+}
+
+/// Where a workload runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Locality {
+    /// Region.
+    pub region: Text,
+    /// Zone within the region.
+    pub zone: Text,
+    /// Part of the zone.
+    pub subzone: Text,
+}
