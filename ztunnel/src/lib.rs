@@ -1,1 +1,3 @@
-//! The node proxy
+//! The node proxy.
+
+pub mod config;

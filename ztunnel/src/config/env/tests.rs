@@ -1,0 +1,190 @@
+//! Which variable does what, one row each.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Machine, read};
+use crate::config::{OriginalSource, Roots, Settings, Source, Token};
+
+fn settings(variables: &[(&str, &str)], machine: &Machine) -> Result<Settings, Vec<String>> {
+    let variables: BTreeMap<String, String> = variables
+        .iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect();
+    read(variables, machine).map_err(|all| all.into_iter().map(|p| p.name).collect())
+}
+
+fn two_cpus() -> Machine {
+    Machine {
+        cpus: 2,
+        ..Machine::default()
+    }
+}
+
+#[test]
+fn starts_with_nothing_set() {
+    let s = settings(&[], &two_cpus()).unwrap();
+    assert_eq!(s.num_worker_threads, 2);
+    assert_eq!(s.packet_mark, 1337);
+    assert_eq!(s.termination_deadline, Duration::from_secs(5));
+    assert_eq!(s.original_source, OriginalSource::Auto);
+    assert_eq!(s.ca.address, "https://localhost:15012");
+    assert_eq!(
+        s.ca.roots,
+        Roots::File("./var/run/secrets/istio/root-cert.pem".into())
+    );
+    assert_eq!(s.auth, None);
+    assert_eq!(s.admin_addr.to_string(), "127.0.0.1:15000");
+    assert_eq!(s.stats_addr.to_string(), "[::]:15020");
+}
+
+#[test]
+fn refuses_wrong_values_by_name_and_reports_them_all() {
+    let wrong = [
+        ("IPV6_ENABLED", "yes"),
+        ("SECRET_TTL", "a day"),
+        ("INSTANCE_IP", "here"),
+        ("XDS_ADDRESS", "http://plain:15010"),
+        ("CA_ADDRESS", ""),
+        ("CA_ROOT_CA", "/no/such/file"),
+        ("AUTH_TOKEN", "/no/such/token"),
+        ("LOG_FORMAT", "xml"),
+        ("HTTP2_FRAME_SIZE", "12"),
+        ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
+        ("ZTUNNEL_WORKER_THREADS", "lots"),
+        ("PROXY_CONFIG", "concurrency: [1"),
+        ("ISTIO_METAJSON_LABELS", "{"),
+    ];
+    for row in wrong {
+        assert_eq!(
+            settings(&[row], &two_cpus()).unwrap_err(),
+            vec![row.0.to_owned()]
+        );
+    }
+    assert_eq!(
+        settings(&wrong, &two_cpus()).unwrap_err().len(),
+        wrong.len()
+    );
+}
+
+#[test]
+fn refuses_settings_it_would_otherwise_silently_not_follow() {
+    for row in [
+        ("CRL_PATH", "/etc/crl.pem"),
+        ("COMPLIANCE_POLICY", "pqc"),
+        ("TLS12_ENABLED", "true"),
+        ("PROXY_MODE", "dedicated"),
+        ("XDS_ON_DEMAND", "true"),
+    ] {
+        assert_eq!(
+            settings(&[row], &two_cpus()).unwrap_err(),
+            vec![row.0.to_owned()]
+        );
+    }
+    assert!(settings(&[("PROXY_MODE", "shared"), ("CRL_PATH", "")], &two_cpus()).is_ok());
+}
+
+#[test]
+fn takes_proxy_config_over_the_mesh_file_field_by_field() {
+    let machine = Machine {
+        mesh: Some(
+            "defaultConfig:\n  discoveryAddress: mesh:15012\n  statsPort: 15520\n  \
+             proxyMetadata: {A: mesh, B: mesh}\nrootNamespace: istio-system\n"
+                .to_owned(),
+        ),
+        ..two_cpus()
+    };
+    let s = settings(
+        &[
+            (
+                "PROXY_CONFIG",
+                "discoveryAddress: env:15012\nproxyMetadata: {B: env}\nconcurrency: 3",
+            ),
+            ("ISTIO_META_C", "variable"),
+        ],
+        &machine,
+    )
+    .unwrap();
+    assert_eq!(s.ca.address, "https://env:15012");
+    assert_eq!(s.stats_addr.port(), 15520);
+    assert_eq!(s.num_worker_threads, 3);
+    let metadata: Vec<_> = s
+        .proxy_metadata
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
+    assert_eq!(metadata, [("A", "mesh"), ("B", "env"), ("C", "variable")]);
+}
+
+#[test]
+fn tells_a_token_from_a_path() {
+    let machine = Machine {
+        files: vec!["/t".to_owned()],
+        token_file: true,
+        ..two_cpus()
+    };
+    let auth = |value: &[(&str, &str)]| settings(value, &machine).unwrap().auth;
+    assert_eq!(
+        auth(&[("AUTH_TOKEN", "/t")]),
+        Some(Token::File("/t".into()))
+    );
+    assert_eq!(
+        auth(&[("AUTH_TOKEN", "ey.jj")]),
+        Some(Token::Literal("ey.jj".to_owned()))
+    );
+    assert!(matches!(auth(&[]), Some(Token::File(_))));
+}
+
+#[test]
+fn shows_no_secret_in_the_effective_settings() {
+    let s = settings(
+        &[("AUTH_TOKEN", "SECRET-1"), ("CA_HEADER_X-KEY", "SECRET-2")],
+        &two_cpus(),
+    )
+    .unwrap();
+    let shown = format!("{}", serde_json::to_value(&s).unwrap());
+    assert!(!shown.contains("SECRET"), "{shown}");
+    assert!(shown.contains("X-KEY"));
+    assert!(!format!("{:?}", s.auth).contains("SECRET"));
+}
+
+#[test]
+fn picks_one_source_of_configuration() {
+    let s = settings(&[("LOCAL_XDS_PATH", "/x.yaml")], &two_cpus()).unwrap();
+    assert_eq!(s.xds, Source::File("/x.yaml".into()));
+    let both = [("LOCAL_XDS_PATH", "/x.yaml"), ("LOCAL_XDS", "{}")];
+    assert_eq!(
+        settings(&both, &two_cpus()).unwrap_err(),
+        vec!["LOCAL_XDS".to_owned()]
+    );
+}
+
+#[test]
+fn takes_the_explicit_deadline_over_the_grace_period() {
+    let grace = ("TERMINATION_GRACE_PERIOD_SECONDS", "30");
+    let s = settings(&[grace], &two_cpus()).unwrap();
+    assert_eq!(s.termination_deadline, Duration::from_secs(25));
+    let s = settings(
+        &[grace, ("CONNECTION_TERMINATION_DEADLINE", "2s")],
+        &two_cpus(),
+    )
+    .unwrap();
+    assert_eq!(s.termination_deadline, Duration::from_secs(2));
+}
+
+#[test]
+fn names_itself_to_the_control_plane_the_way_istio_does() {
+    let s = settings(
+        &[
+            ("POD_NAME", "zt-1"),
+            ("POD_NAMESPACE", "sys"),
+            ("INSTANCE_IP", "10.0.0.9"),
+        ],
+        &two_cpus(),
+    )
+    .unwrap();
+    assert_eq!(
+        s.node_id(),
+        "ztunnel~10.0.0.9~zt-1.sys~sys.svc.cluster.local"
+    );
+}
