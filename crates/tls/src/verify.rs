@@ -1,0 +1,326 @@
+//! Is this chain an X.509-SVID that we trust, and whose?
+//!
+//! Rules in the order of their cost, cheapest first: size of the chain, the end-entity's own rules
+//! (`leaf.rs`), trust domain and expected identity, and only then signatures up to a root of the
+//! trust bundle (RFC 5280, by webpki, with its own bound on the number of signatures checked).
+
+use std::fmt;
+use std::sync::Arc;
+
+use ambit_model::identity::Identity;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
+    SignatureScheme,
+};
+
+use crate::error::{Rejected, TlsError};
+use crate::leaf::Leaf;
+use crate::peer::Peer;
+use crate::provider::provider;
+
+/// Leaf, and intermediates: real deployments have one to three. A longer chain only buys the
+/// sender our signature checks.
+pub const MAX_CHAIN: usize = 8;
+
+/// Bytes of the whole chain. An RSA-4096 certificate is about 2 KiB, a post-quantum one about 8.
+pub const MAX_CHAIN_BYTES: usize = 32 * 1024;
+
+/// The roots of one trust domain.
+pub(crate) struct Bundle {
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl Bundle {
+    /// Takes the roots that can be read.
+    ///
+    /// # Errors
+    /// `Material` if there is none, or one is not a certificate.
+    pub(crate) fn new(roots: &[CertificateDer<'static>]) -> Result<Self, TlsError> {
+        if roots.is_empty() {
+            return Err(TlsError::Material("trust bundle is empty".into()));
+        }
+        let anchors = roots
+            .iter()
+            .map(|root| Ok(webpki::anchor_from_trusted_cert(root)?.to_owned()))
+            .collect::<Result<Vec<_>, webpki::Error>>()
+            .map_err(|error| TlsError::Material(format!("root certificate: {error}")))?;
+        Ok(Self { anchors })
+    }
+}
+
+/// Which end the certificate speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// It accepted our connection.
+    Server,
+    /// It opened a connection to us.
+    Client,
+}
+
+/// Whom we are ready to talk to.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    /// Anybody of this trust domain.
+    TrustDomain(String),
+    /// One of these, and nobody if the list is empty.
+    OneOf(Vec<Identity>),
+}
+
+impl Wanted {
+    fn check(&self, found: &Identity) -> Result<(), Rejected> {
+        match self {
+            Self::TrustDomain(wanted) if found.trust_domain() == wanted => Ok(()),
+            Self::TrustDomain(wanted) => Err(Rejected::TrustDomain {
+                found: found.trust_domain().to_string(),
+                wanted: wanted.clone(),
+            }),
+            Self::OneOf(identities) if identities.contains(found) => Ok(()),
+            Self::OneOf(_) => Err(Rejected::Identity {
+                found: found.clone(),
+            }),
+        }
+    }
+}
+
+/// Checks a chain against every rule.
+pub(crate) fn verify(
+    bundle: &Bundle,
+    wanted: &Wanted,
+    side: Side,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), Rejected> {
+    check_size(leaf, intermediates)?;
+    let facts = Leaf::parse(leaf)?;
+    wanted.check(&facts.identity)?;
+    check_path(bundle, side, leaf, intermediates, now)
+}
+
+/// The one place where a [`Peer`] is made.
+///
+/// To be called with the end-entity certificate of a *finished* handshake that ran one of this
+/// module's verifiers: only then is the chain checked and the key's possession proven.
+pub(crate) fn proven(leaf: &CertificateDer<'_>) -> Result<Peer, Rejected> {
+    let facts = Leaf::parse(leaf)?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
+    let mut fingerprint = [0; 32];
+    fingerprint
+        .iter_mut()
+        .zip(digest.as_ref())
+        .for_each(|(to, from)| *to = *from);
+    Ok(Peer::proven(
+        facts.identity,
+        fingerprint,
+        facts.serial,
+        facts.not_after,
+    ))
+}
+
+fn check_size(leaf: &[u8], intermediates: &[CertificateDer<'_>]) -> Result<(), Rejected> {
+    let certificates = intermediates.len() + 1;
+    if certificates > MAX_CHAIN {
+        return Err(Rejected::ChainTooLong(certificates));
+    }
+    let bytes = leaf.len() + intermediates.iter().map(|der| der.len()).sum::<usize>();
+    if bytes > MAX_CHAIN_BYTES {
+        return Err(Rejected::ChainTooLarge(bytes));
+    }
+    Ok(())
+}
+
+fn check_path(
+    bundle: &Bundle,
+    side: Side,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), Rejected> {
+    let usage = match side {
+        Side::Server => webpki::KeyUsage::server_auth(),
+        Side::Client => webpki::KeyUsage::client_auth(),
+    };
+    let algorithms = provider().signature_verification_algorithms.all;
+    let end_entity = webpki::EndEntityCert::try_from(leaf).map_err(refusal)?;
+    end_entity
+        .verify_for_usage(
+            algorithms,
+            &bundle.anchors,
+            intermediates,
+            now,
+            usage,
+            None,
+            None,
+        )
+        .map(|_path| ())
+        .map_err(refusal)
+}
+
+fn refusal(error: webpki::Error) -> Rejected {
+    match error {
+        webpki::Error::CertExpired { .. } => Rejected::Expired,
+        webpki::Error::CertNotValidYet { .. } => Rejected::NotYetValid,
+        webpki::Error::UnknownIssuer => Rejected::UnknownIssuer,
+        webpki::Error::BadDer => Rejected::Malformed,
+        other => Rejected::Path(other.to_string()),
+    }
+}
+
+/// A bundle and whom we want, as rustls asks for it.
+pub(crate) struct Verifier {
+    bundle: Arc<Bundle>,
+    wanted: Wanted,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    pub(crate) fn new(bundle: Arc<Bundle>, wanted: Wanted) -> Arc<Self> {
+        Arc::new(Self {
+            bundle,
+            wanted,
+            provider: provider(),
+        })
+    }
+
+    fn run(
+        &self,
+        side: Side,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        verify(&self.bundle, &self.wanted, side, leaf, intermediates, now)
+            .map_err(|rejected| rustls::Error::InvalidCertificate(into_alert(rejected)))
+    }
+
+    fn tls13(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+}
+
+/// The form in which a refusal travels through rustls. The peer sees the alert that belongs to it:
+/// expired, unknown authority, or certificate unknown; never the rule or our expectation.
+fn into_alert(rejected: Rejected) -> CertificateError {
+    match rejected {
+        Rejected::Expired => CertificateError::Expired,
+        Rejected::NotYetValid => CertificateError::NotValidYet,
+        Rejected::UnknownIssuer => CertificateError::UnknownIssuer,
+        Rejected::Malformed => CertificateError::BadEncoding,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+}
+
+/// The way back of [`into_alert`].
+pub(crate) fn from_alert(error: &CertificateError) -> Rejected {
+    match error {
+        CertificateError::Expired => Rejected::Expired,
+        CertificateError::NotValidYet => Rejected::NotYetValid,
+        CertificateError::UnknownIssuer => Rejected::UnknownIssuer,
+        CertificateError::BadEncoding => Rejected::Malformed,
+        CertificateError::Other(OtherError(inner)) => inner
+            .downcast_ref::<Rejected>()
+            .cloned()
+            .unwrap_or_else(|| Rejected::Path(inner.to_string())),
+        other => Rejected::Path(other.to_string()),
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier")
+            .field("wanted", &self.wanted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.run(Side::Server, end_entity, intermediates, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[] // a workload has one certificate: a hint would only cost bytes
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.run(Side::Client, end_entity, intermediates, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
