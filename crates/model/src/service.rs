@@ -254,12 +254,46 @@ impl Endpoint {
     /// knows a number.
     #[must_use]
     pub fn target_port(&self, service: &Service, service_port: u16) -> Option<u16> {
-        let own = self
-            .ports
-            .iter()
-            .find(|port| port.service_port == service_port);
-        own.or_else(|| service.port(service_port))
-            .map(|port| port.target_port)
-            .filter(|&target| target != 0)
+        target_port(&self.ports, service_port).or_else(|| target_port(&service.ports, service_port))
+    }
+}
+
+/// Where `service_port` leads by one mapping; 0 leads nowhere.
+#[must_use]
+pub fn target_port(ports: &[Port], service_port: u16) -> Option<u16> {
+    let port = ports.iter().find(|port| port.service_port == service_port);
+    port.map(|port| port.target_port)
+        .filter(|&target| target != 0)
+}
+
+/// The workloads behind a service, ordered by uid. Cheap to clone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    list: Arc<[Endpoint]>,
+    heaviest: u32,
+}
+
+impl Endpoints {
+    /// A list that is already ordered by uid.
+    pub(crate) fn new(list: Arc<[Endpoint]>) -> Self {
+        let heaviest = list.iter().map(|endpoint| endpoint.workload.capacity).max();
+        Self {
+            heaviest: heaviest.unwrap_or_default(),
+            list,
+        }
+    }
+
+    /// The largest capacity among them.
+    #[must_use]
+    pub fn heaviest(&self) -> u32 {
+        self.heaviest
+    }
+}
+
+impl std::ops::Deref for Endpoints {
+    type Target = [Endpoint];
+
+    fn deref(&self) -> &[Endpoint] {
+        &self.list
     }
 }

@@ -1,0 +1,338 @@
+//! Where an outbound connection goes.
+//!
+//! 1. Refuse calls to the proxy's own ports.
+//! 2. Is the destination a virtual address of a service: through its waypoint if it has one, else to one of its endpoints.
+//! 3. Is it a workload: through its waypoint if it has one, unless the client is that waypoint; else to it.
+//! 4. Is it neither: plain TCP to where the client wanted.
+//!
+//! A destination that is reached by tunnel is never reached otherwise, and a waypoint that cannot be found is not passed by.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ambit_wire::Authority;
+use smallvec::{SmallVec, smallvec};
+
+use crate::address::{GatewayAddress, GatewayDestination};
+use crate::balance::{self, Picked, Purpose, Wanted};
+use crate::identity::Identity;
+use crate::reason::Reason;
+use crate::service::{IpFamilies, Mode, Service};
+use crate::view::View;
+use crate::workload::{Protocol, Workload};
+
+/// The port on which workloads take tunnels (contract between node proxies).
+pub const HBONE_PORT: u16 = 15008;
+
+/// The proxy's own ports in a pod: outbound capture, inbound plaintext, inbound tunnels. A connection to one of them that came from the
+/// proxy itself would go in circles.
+pub const OWN_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
+
+/// A connection that left an application.
+#[derive(Debug, Clone, Copy)]
+pub struct Outbound<'a> {
+    /// The workload it came from.
+    pub source: &'a Workload,
+    /// Where it wanted to go.
+    pub destination: SocketAddr,
+    /// The network in which that address is to be understood: the proxy's own.
+    pub network: &'a str,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// In plain TCP.
+    Plain {
+        /// The address to dial.
+        to: SocketAddr,
+        /// The workload there, if it is one of the mesh.
+        upstream: Option<Arc<Workload>>,
+        /// The service that was addressed, if one was.
+        service: Option<Arc<Service>>,
+    },
+    /// Through a tunnel.
+    Tunnel(Tunnel),
+}
+
+/// A way through a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The address to dial.
+    pub next_hop: SocketAddr,
+    /// What to ask the tunnel's end for.
+    pub authority: Authority,
+    /// The tunnel's end has to prove one of these.
+    pub expected: SmallVec<[Identity; 2]>,
+    /// The workload at the tunnel's end.
+    pub upstream: Arc<Workload>,
+    /// The service that was addressed, if one was.
+    pub service: Option<Arc<Service>>,
+    /// The tunnel's end is a waypoint.
+    pub via_waypoint: bool,
+}
+
+/// Decides. On the way that permits it allocates at most when a service has more than one further identity.
+///
+/// # Errors
+///
+/// The reason for which the connection has to be refused.
+pub fn outbound(
+    view: &View,
+    connection: &Outbound<'_>,
+    random: &mut impl FnMut() -> u64,
+) -> Result<Route, Reason> {
+    let Outbound {
+        source,
+        destination,
+        network,
+    } = *connection;
+    refuse_own_ports(source, destination)?;
+    if let Some(service) = view.service_at(network, destination.ip(), &source.namespace) {
+        return to_service(view, connection, service, random);
+    }
+    if let Some(workload) = view.workload_at(network, destination.ip()) {
+        return to_workload(view, connection, workload, random);
+    }
+    Ok(Route::Plain {
+        to: destination,
+        upstream: None,
+        service: None,
+    })
+}
+
+fn refuse_own_ports(source: &Workload, destination: SocketAddr) -> Result<(), Reason> {
+    let own_address = destination.ip().is_loopback() || source.owns(destination.ip());
+    let own_port = OWN_PORTS.contains(&destination.port());
+    if own_address && own_port {
+        Err(Reason::SelfCall)
+    } else {
+        Ok(())
+    }
+}
+
+fn to_service(
+    view: &View,
+    connection: &Outbound<'_>,
+    service: &Arc<Service>,
+    random: &mut impl FnMut() -> u64,
+) -> Result<Route, Reason> {
+    let destination = connection.destination;
+    if let Some(waypoint) = draw_waypoint(service, random) {
+        let hop = find_waypoint(view, connection, waypoint, random)?;
+        return hop.tunnel(connection, destination.into(), Some(service));
+    }
+    if service.load_balancing.mode == Mode::Passthrough {
+        let service = Some(Arc::clone(service));
+        return Ok(Route::Plain {
+            to: destination,
+            upstream: None,
+            service,
+        });
+    }
+    let endpoints = view
+        .endpoints(&service.key)
+        .ok_or(Reason::NoHealthyUpstream)?;
+    let wanted = Wanted {
+        client: connection.source,
+        address: destination.ip(),
+        port: destination.port(),
+        purpose: Purpose::Serve,
+    };
+    let picked = balance::pick(service, endpoints, &wanted, random)?;
+    direct(connection, picked, Some(service))
+}
+
+fn to_workload(
+    view: &View,
+    connection: &Outbound<'_>,
+    workload: &Arc<Workload>,
+    random: &mut impl FnMut() -> u64,
+) -> Result<Route, Reason> {
+    let destination = connection.destination;
+    if let Some(waypoint) = &workload.waypoint
+        && !is_waypoint(view, connection.source, connection.network, waypoint)
+    {
+        let hop = find_waypoint(view, connection, waypoint, random)?;
+        return hop.tunnel(connection, destination.into(), None);
+    }
+    direct(
+        connection,
+        Picked {
+            workload,
+            port: destination.port(),
+        },
+        None,
+    )
+}
+
+/// To the chosen workload itself, in the way it accepts.
+fn direct(
+    connection: &Outbound<'_>,
+    picked: Picked<'_>,
+    service: Option<&Arc<Service>>,
+) -> Result<Route, Reason> {
+    let workload = picked.workload;
+    if workload.network != connection.source.network {
+        return Err(Reason::GatewayUnresolved);
+    }
+    let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
+    let address = balance::dial_address(workload, families, connection.destination.ip());
+    let to = SocketAddr::new(address.ok_or(Reason::HostnameUnresolved)?, picked.port);
+    match workload.protocol {
+        Protocol::Tcp => Ok(Route::Plain {
+            to,
+            upstream: Some(Arc::clone(workload)),
+            service: service.cloned(),
+        }),
+        Protocol::Hbone => Ok(Route::Tunnel(Tunnel {
+            next_hop: SocketAddr::new(to.ip(), HBONE_PORT),
+            authority: to.into(),
+            expected: expected(workload, service),
+            upstream: Arc::clone(workload),
+            service: service.cloned(),
+            via_waypoint: false,
+        })),
+    }
+}
+
+/// Who may be at the end of a tunnel: the workload that was chosen, or one of the names its service vouches for.
+fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> SmallVec<[Identity; 2]> {
+    let mut expected = smallvec![workload.identity.clone()];
+    for identity in service
+        .iter()
+        .flat_map(|service| &service.subject_alt_names)
+    {
+        expected.push(identity.clone());
+    }
+    expected
+}
+
+/// The waypoint of a service for one connection.
+fn draw_waypoint<'v>(
+    service: &'v Service,
+    random: &mut impl FnMut() -> u64,
+) -> Option<&'v GatewayAddress> {
+    let mut total = 0;
+    let mut drawn = None;
+    for entry in &service.weighted_waypoints {
+        let weight = u64::from(entry.weight);
+        total += weight;
+        if weight > 0 && balance::below(random(), total) < weight {
+            drawn = Some(&entry.destination);
+        }
+    }
+    drawn.or(service.waypoint.as_ref())
+}
+
+/// A waypoint that was found.
+struct Hop<'v> {
+    workload: &'v Arc<Workload>,
+    /// The service it is an endpoint of, when it was addressed so.
+    service: Option<&'v Arc<Service>>,
+    port: u16,
+}
+
+impl Hop<'_> {
+    fn tunnel(
+        self,
+        connection: &Outbound<'_>,
+        authority: Authority,
+        service: Option<&Arc<Service>>,
+    ) -> Result<Route, Reason> {
+        if self.workload.network != connection.source.network {
+            return Err(Reason::GatewayUnresolved);
+        }
+        let families = self
+            .service
+            .map_or(IpFamilies::Automatic, |own| own.ip_families);
+        let dialled = connection.destination.ip();
+        let address = balance::dial_address(self.workload, families, dialled);
+        Ok(Route::Tunnel(Tunnel {
+            next_hop: SocketAddr::new(address.ok_or(Reason::WaypointUnresolved)?, self.port),
+            authority,
+            expected: expected(self.workload, self.service),
+            upstream: Arc::clone(self.workload),
+            service: service.cloned(),
+            via_waypoint: true,
+        }))
+    }
+}
+
+fn find_waypoint<'v>(
+    view: &'v View,
+    connection: &Outbound<'_>,
+    waypoint: &GatewayAddress,
+    random: &mut impl FnMut() -> u64,
+) -> Result<Hop<'v>, Reason> {
+    let namespace = &connection.source.namespace;
+    let port = waypoint.hbone_port;
+    let service = match &waypoint.destination {
+        GatewayDestination::Hostname(key) => match view.service(key) {
+            Some(service) => service,
+            None => {
+                let workload = view.workload_with_hostname(key);
+                let workload = workload.ok_or(Reason::WaypointUnresolved)?;
+                return Ok(Hop {
+                    workload,
+                    service: None,
+                    port,
+                });
+            }
+        },
+        GatewayDestination::Address { network, address } => {
+            if let Some(workload) = view.workload_at(network, *address) {
+                return Ok(Hop {
+                    workload,
+                    service: None,
+                    port,
+                });
+            }
+            let service = view.service_at(network, *address, namespace);
+            service.ok_or(Reason::WaypointUnresolved)?
+        }
+    };
+    let wanted = Wanted {
+        client: connection.source,
+        address: connection.destination.ip(),
+        port,
+        purpose: Purpose::Waypoint,
+    };
+    let endpoints = view
+        .endpoints(&service.key)
+        .ok_or(Reason::WaypointUnresolved)?;
+    let picked = balance::pick(service, endpoints, &wanted, random)
+        .map_err(|_| Reason::WaypointUnresolved)?;
+    Ok(Hop {
+        workload: picked.workload,
+        service: Some(service),
+        port: picked.port,
+    })
+}
+
+/// Is `workload` itself (an instance of) that waypoint. Decided by what the control plane says of its record, never by an address that a
+/// peer chose.
+pub(crate) fn is_waypoint(
+    view: &View,
+    workload: &Workload,
+    network: &str,
+    waypoint: &GatewayAddress,
+) -> bool {
+    match &waypoint.destination {
+        GatewayDestination::Hostname(key) => {
+            workload.services.contains_key(key)
+                || (workload.namespace == key.namespace && workload.hostname == key.hostname)
+        }
+        GatewayDestination::Address {
+            network: of,
+            address,
+        } => {
+            let service = view.service_at(of, *address, &workload.namespace);
+            (*of == *network && workload.owns(*address))
+                || service.is_some_and(|service| workload.services.contains_key(&service.key))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
