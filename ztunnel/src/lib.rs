@@ -1,3 +1,4 @@
 //! The node proxy.
 
 pub mod config;
+pub mod inpod;
