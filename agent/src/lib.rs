@@ -1,5 +1,9 @@
 //! The node agent: enrolment, redirection and ZDS
-pub mod netlink;
+pub mod drift;
+pub mod enrol;
+pub mod namespace;
+mod netlink;
 pub mod nftables;
-pub mod route;
+pub mod redirect;
+mod route;
 pub mod rules;

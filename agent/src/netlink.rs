@@ -1,14 +1,13 @@
 //! One request and its answers over a netlink socket.
 //!
-//! The kernel handles a request while it is being sent, so the answers are there when the send returns; the
-//! socket is non-blocking, and an answer that is missing is an error and not a wait.
-//! A socket belongs to the network namespace in which it was made: open it inside
+//! [`ambit_net::netlink`] carries the datagrams; this splits and matches them, for the messages that have no typed
+//! encoder and for several in one datagram. A socket belongs to the network namespace in which it was made: open it inside
 //! [`ambit_net::netns::Netns::run`], use it anywhere.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use netlink_sys::{Socket, SocketAddr};
+pub(crate) use ambit_net::netlink::Family;
+use ambit_net::netlink::Netlink as Socket;
 
 /// `NLMSG_ERROR`, which is also the acknowledgement when its code is zero.
 const ERROR: u16 = 2;
@@ -31,8 +30,6 @@ pub(crate) const REPLACE: u16 = 0x100;
 
 /// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// What one receive may bring: the kernel fills at most this much for a dump.
-const RECEIVE: usize = 64 * 1024;
 
 /// A message for the kernel, or from it: type and payload without the netlink header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,47 +47,46 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket for `protocol` in the namespace of the calling thread.
-    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
-        let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
-        socket.set_non_blocking(true)?;
-        // The acknowledgement then leaves out the request, and a large batch fits the receive buffer.
-        socket.set_cap_ack(true)?;
-        Ok(Self { socket, sequence: 0 })
+    /// Opens a socket for `family` in the namespace of the calling thread.
+    pub(crate) fn open(family: Family) -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::open(family)?,
+            sequence: 0,
+        })
     }
 
     /// Opens a socket that hears what the kernel tells the given groups.
-    pub(crate) fn listen(protocol: isize, groups: &[u32]) -> io::Result<Self> {
-        let netlink = Self::open(protocol)?;
+    pub(crate) fn listen(family: Family, groups: &[u32]) -> io::Result<Socket> {
+        let mut socket = Socket::open(family)?;
         for group in groups {
-            netlink.socket.add_membership(*group)?;
+            socket.subscribe(*group)?;
         }
-        Ok(netlink)
+        Ok(socket)
     }
 
-    /// Sends the messages in one datagram and waits for the acknowledgement of each that asks for one.
+    /// Sends the messages in one datagram and takes the acknowledgement of each that asks for one.
     ///
     /// # Errors
     /// The first error that the kernel answers.
     pub(crate) fn transact(&mut self, messages: &[Message]) -> io::Result<()> {
-        let expected = messages.iter().filter(|m| m.flags & ACKNOWLEDGE != 0).count();
+        let first = self.sequence.wrapping_add(1);
         self.send(messages)?;
-        let mut failure = None;
-        let mut acknowledged = 0;
-        while acknowledged < expected && failure.is_none() {
-            for message in self.receive()? {
-                if message.kind != ERROR {
-                    continue;
+        let mut waiting = messages
+            .iter()
+            .filter(|m| m.flags & ACKNOWLEDGE != 0)
+            .count();
+        while waiting > 0 {
+            for (message, sequence) in self.receive()? {
+                if message.kind != ERROR || sequence.wrapping_sub(first) >= u32::MAX / 2 {
+                    continue; // the tail of an abandoned answer
                 }
                 match error_code(&message.payload) {
-                    0 => acknowledged += 1,
-                    code => failure = failure.or(Some(io::Error::from_raw_os_error(-code))),
+                    0 => waiting = waiting.saturating_sub(1),
+                    code => return Err(io::Error::from_raw_os_error(-code)),
                 }
             }
         }
-        self.discard();
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Sends one dump request and collects what the kernel answers.
@@ -100,58 +96,49 @@ impl Netlink {
     pub(crate) fn dump(&mut self, request: Message) -> io::Result<Vec<Message>> {
         /// `NLM_F_DUMP_INTR`: what was dumped is not of one moment.
         const INCONSISTENT: u16 = 0x10;
-        self.discard();
-        self.send(&[Message { flags: request.flags | REQUEST | DUMP, ..request }])?;
-        let mut found = Vec::new();
+        self.send(&[Message {
+            flags: request.flags | REQUEST | DUMP,
+            ..request
+        }])?;
+        let (mut found, mut consistent) = (Vec::new(), true);
         loop {
-            for message in self.receive()? {
-                if message.flags & INCONSISTENT != 0 {
-                    self.discard();
-                    return Err(io::ErrorKind::Interrupted.into());
+            for (message, sequence) in self.receive()? {
+                if sequence != self.sequence {
+                    continue;
                 }
+                consistent &= message.flags & INCONSISTENT == 0;
                 match message.kind {
-                    DONE => return Ok(found),
-                    ERROR => match error_code(&message.payload) {
-                        0 => {}
-                        code => return Err(io::Error::from_raw_os_error(-code)),
-                    },
+                    DONE if consistent => return Ok(found),
+                    DONE => return Err(io::ErrorKind::Interrupted.into()),
+                    ERROR => refused(&message)?,
                     _ => found.push(message),
                 }
             }
         }
     }
 
-    /// Sends one request and returns the first message that answers it.
+    /// Sends one request and returns the message that answers it.
     ///
     /// # Errors
     /// The error that the kernel answers.
     pub(crate) fn query(&mut self, request: Message) -> io::Result<Message> {
-        self.discard();
-        self.send(&[Message { flags: request.flags | REQUEST, ..request }])?;
-        for message in self.receive()? {
-            if message.kind != ERROR {
-                return Ok(message);
-            }
-            match error_code(&message.payload) {
-                0 => {}
-                code => return Err(io::Error::from_raw_os_error(-code)),
+        self.send(&[Message {
+            flags: request.flags | REQUEST,
+            ..request
+        }])?;
+        loop {
+            for (message, sequence) in self.receive()? {
+                match message.kind {
+                    _ if sequence != self.sequence => {}
+                    ERROR => refused(&message)?,
+                    _ => return Ok(message),
+                }
             }
         }
-        Err(io::ErrorKind::UnexpectedEof.into())
     }
 
-    /// The messages of the next datagram.
-    ///
-    /// # Errors
-    /// `WouldBlock` when there is none.
-    pub(crate) fn receive(&self) -> io::Result<Vec<Message>> {
-        let mut buffer = Vec::with_capacity(RECEIVE);
-        self.socket.recv(&mut buffer, 0)?;
-        Ok(split(&buffer))
-    }
-
-    fn discard(&self) {
-        while self.receive().is_ok() {}
+    fn receive(&mut self) -> io::Result<Vec<(Message, u32)>> {
+        Ok(split(&self.socket.receive()?))
     }
 
     fn send(&mut self, messages: &[Message]) -> io::Result<()> {
@@ -168,41 +155,39 @@ impl Netlink {
             datagram.extend_from_slice(&message.payload);
             datagram.resize(datagram.len().next_multiple_of(4), 0);
         }
-        self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0)?;
-        Ok(())
+        Ok(self.socket.send(&datagram)?)
     }
 }
 
-impl AsRawFd for Netlink {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl AsFd for Netlink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+fn refused(message: &Message) -> io::Result<()> {
+    match error_code(&message.payload) {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(-code)),
     }
 }
 
 /// The code at the start of an error message; zero or a negative errno.
 fn error_code(payload: &[u8]) -> i32 {
-    payload.first_chunk::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes))
+    payload
+        .first_chunk::<4>()
+        .map_or(0, |bytes| i32::from_ne_bytes(*bytes))
 }
 
-fn split(mut bytes: &[u8]) -> Vec<Message> {
+/// The messages of one datagram, each with its sequence number.
+fn split(mut bytes: &[u8]) -> Vec<(Message, u32)> {
     let mut messages = Vec::new();
     while let Some((header, _)) = bytes.split_first_chunk::<HEADER>() {
-        let [l0, l1, l2, l3, k0, k1, f0, f1, ..] = *header;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
         let Some(payload) = bytes.get(HEADER..length) else {
             break;
         };
-        messages.push(Message {
+        let message = Message {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             payload: payload.to_vec(),
-        });
+        };
+        messages.push((message, u32::from_ne_bytes([s0, s1, s2, s3])));
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     messages
@@ -225,14 +210,20 @@ mod tests {
         }
         let messages = split(&bytes);
         assert_eq!(messages.len(), 2);
-        assert_eq!((messages[0].kind, messages[0].payload.as_slice()), (3, &b"abcde"[..]));
-        assert_eq!((messages[1].kind, messages[1].payload.as_slice()), (4, &b""[..]));
+        assert_eq!(
+            (messages[0].0.kind, messages[0].0.payload.as_slice()),
+            (3, &b"abcde"[..])
+        );
+        assert_eq!(
+            (messages[1].0.kind, messages[1].0.payload.as_slice()),
+            (4, &b""[..])
+        );
     }
 
     proptest! {
         #[test]
         fn any_datagram_is_split_without_a_panic(bytes: Vec<u8>) {
-            let total: usize = split(&bytes).iter().map(|message| message.payload.len()).sum();
+            let total: usize = split(&bytes).iter().map(|(message, _)| message.payload.len()).sum();
             assert!(total <= bytes.len());
         }
     }

@@ -81,7 +81,10 @@ impl Owner {
         if lines.next() != Some(Self::PREFIX) {
             return None;
         }
-        Some(Self { node: lines.next()?.to_owned(), uid: lines.next()?.to_owned() })
+        Some(Self {
+            node: lines.next()?.to_owned(),
+            uid: lines.next()?.to_owned(),
+        })
     }
 }
 
@@ -101,10 +104,22 @@ pub enum State {
 /// # Errors
 /// The kernel's answer; the former state is then still in force.
 pub(crate) fn install(netlink: &mut Netlink, set: &RuleSet, owner: &Owner) -> io::Result<()> {
-    let mut messages =
-        vec![batch(BATCH_BEGIN), new_table(None), delete_table(), new_table(Some(owner))];
-    messages.extend(set.chains.iter().map(|chain| change(NEW_CHAIN, CREATE, chain_body(*chain))));
-    messages.extend(set.rules.iter().map(|rule| change(NEW_RULE, CREATE | APPEND, rule_body(rule))));
+    let mut messages = vec![
+        batch(BATCH_BEGIN),
+        new_table(None),
+        delete_table(),
+        new_table(Some(owner)),
+    ];
+    messages.extend(
+        set.chains
+            .iter()
+            .map(|chain| change(NEW_CHAIN, CREATE, chain_body(*chain))),
+    );
+    messages.extend(
+        set.rules
+            .iter()
+            .map(|rule| change(NEW_RULE, CREATE | APPEND, rule_body(rule))),
+    );
     messages.push(batch(BATCH_END));
     netlink.transact(&messages)
 }
@@ -115,7 +130,12 @@ pub(crate) fn install(netlink: &mut Netlink, set: &RuleSet, owner: &Owner) -> io
 /// The kernel's answer.
 pub(crate) fn remove(netlink: &mut Netlink) -> io::Result<()> {
     // Made first, so that deleting it cannot fail for its absence.
-    netlink.transact(&[batch(BATCH_BEGIN), new_table(None), delete_table(), batch(BATCH_END)])
+    netlink.transact(&[
+        batch(BATCH_BEGIN),
+        new_table(None),
+        delete_table(),
+        batch(BATCH_END),
+    ])
 }
 
 /// Compares the kernel's table with `set` and `owner`.
@@ -130,7 +150,9 @@ pub(crate) fn inspect(netlink: &mut Netlink, set: &RuleSet, owner: &Owner) -> io
         return Ok(State::Different("the table is dormant".to_owned()));
     }
     if read_owner(&table).as_ref() != Some(owner) {
-        return Ok(State::Different("the table was made for another pod".to_owned()));
+        return Ok(State::Different(
+            "the table was made for another pod".to_owned(),
+        ));
     }
     Ok(match difference(netlink, set)? {
         Some(what) => State::Different(what),
@@ -149,12 +171,19 @@ pub(crate) fn owner(netlink: &mut Netlink) -> io::Result<Option<Option<Owner>>> 
 fn difference(netlink: &mut Netlink, set: &RuleSet) -> io::Result<Option<String>> {
     let chains = bodies(netlink, GET_CHAIN, CHAIN_TABLE)?;
     if chains.len() != set.chains.len() {
-        return Ok(Some(format!("{} chains instead of {}", chains.len(), set.chains.len())));
+        return Ok(Some(format!(
+            "{} chains instead of {}",
+            chains.len(),
+            set.chains.len()
+        )));
     }
     for chain in &set.chains {
         let expected = chain_body(*chain).into_bytes();
         if !chains.iter().any(|body| covers(body, &expected)) {
-            return Ok(Some(format!("chain {} is missing or changed", chain.name())));
+            return Ok(Some(format!(
+                "chain {} is missing or changed",
+                chain.name()
+            )));
         }
     }
     let rules = bodies(netlink, GET_RULE, RULE_TABLE)?;
@@ -165,11 +194,21 @@ fn difference(netlink: &mut Netlink, set: &RuleSet) -> io::Result<Option<String>
                 find(body, RULE_CHAIN).is_some_and(|name| name.text() == Some(chain.name()))
             })
             .collect();
-        let expected: Vec<&Rule> = set.rules.iter().filter(|rule| rule.chain == *chain).collect();
+        let expected: Vec<&Rule> = set
+            .rules
+            .iter()
+            .filter(|rule| rule.chain == *chain)
+            .collect();
         let same = found.len() == expected.len()
-            && found.iter().zip(&expected).all(|(body, rule)| same_rule(body, rule));
+            && found
+                .iter()
+                .zip(&expected)
+                .all(|(body, rule)| same_rule(body, rule));
         if !same {
-            return Ok(Some(format!("the rules of chain {} are changed", chain.name())));
+            return Ok(Some(format!(
+                "the rules of chain {} are changed",
+                chain.name()
+            )));
         }
     }
     Ok(None)
@@ -265,12 +304,20 @@ fn change(kind: u16, flags: u16, body: Attributes) -> Message {
 fn message(kind: u16, flags: u16, body: Attributes) -> Message {
     let mut payload = vec![FAMILY_INET, 0, 0, 0];
     payload.extend_from_slice(&body.into_bytes());
-    Message { kind: SUBSYSTEM << 8 | kind, flags, payload }
+    Message {
+        kind: SUBSYSTEM << 8 | kind,
+        flags,
+        payload,
+    }
 }
 
 fn batch(kind: u16) -> Message {
     let [high, low] = SUBSYSTEM.to_be_bytes();
-    Message { kind, flags: REQUEST, payload: vec![0, 0, high, low] }
+    Message {
+        kind,
+        flags: REQUEST,
+        payload: vec![0, 0, high, low],
+    }
 }
 
 #[cfg(test)]
@@ -279,9 +326,18 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_table_is_read_back_and_nothing_else_is_taken_for_one() {
-        let owner = Owner { node: "node-1".into(), uid: "6f0d".into() };
+        let owner = Owner {
+            node: "node-1".into(),
+            uid: "6f0d".into(),
+        };
         assert_eq!(Owner::from_bytes(&owner.to_bytes()), Some(owner));
-        for other in [&b""[..], b"ambit/1", b"ambit/1\nnode", b"someone\nnode\nuid", b"\xff\xfe"] {
+        for other in [
+            &b""[..],
+            b"ambit/1",
+            b"ambit/1\nnode",
+            b"someone\nnode\nuid",
+            b"\xff\xfe",
+        ] {
             assert_eq!(Owner::from_bytes(other), None);
         }
     }

@@ -91,7 +91,10 @@ pub(crate) fn present(netlink: &mut Netlink, family: Family) -> io::Result<bool>
 fn same_rule(found: &RuleMessage, wanted: &RuleMessage) -> bool {
     found.header.family == wanted.header.family
         && found.header.action == wanted.header.action
-        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+        && wanted
+            .attributes
+            .iter()
+            .all(|attribute| found.attributes.contains(attribute))
 }
 
 fn same_route(found: &RouteMessage, wanted: &RouteMessage) -> bool {
@@ -99,7 +102,9 @@ fn same_route(found: &RouteMessage, wanted: &RouteMessage) -> bool {
         && found.header.kind == RouteType::Local
         && found.header.destination_prefix_length == 0
         && found.header.address_family == wanted.header.address_family
-        && found.attributes.contains(&RouteAttribute::Oif(LOOPBACK_INDEX))
+        && found
+            .attributes
+            .contains(&RouteAttribute::Oif(LOOPBACK_INDEX))
 }
 
 fn rule(family: Family) -> RuleMessage {
@@ -135,13 +140,20 @@ fn route(family: Family) -> RouteMessage {
 
 fn change(kind: u16, flags: u16, body: &impl Emitable) -> Message {
     let message = request(kind, body);
-    Message { flags: flags | REQUEST | ACKNOWLEDGE, ..message }
+    Message {
+        flags: flags | REQUEST | ACKNOWLEDGE,
+        ..message
+    }
 }
 
 fn request(kind: u16, body: &impl Emitable) -> Message {
     let mut payload = vec![0; body.buffer_len()];
     body.emit(&mut payload);
-    Message { kind, flags: 0, payload }
+    Message {
+        kind,
+        flags: 0,
+        payload,
+    }
 }
 
 fn parse<T: netlink_packet_core::Parseable<[u8]>>(payload: &[u8]) -> Option<T> {
@@ -154,7 +166,9 @@ fn tolerate_missing(result: io::Result<()>) -> io::Result<()> {
     const NO_SUCH_ROUTE: i32 = 3;
     const NO_SUCH_FAMILY: i32 = 97;
     match result {
-        Err(error) if matches!(error.raw_os_error(), Some(NO_SUCH_ROUTE | NO_SUCH_FAMILY)) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(NO_SUCH_ROUTE | NO_SUCH_FAMILY)) => {
+            Ok(())
+        }
         result => tolerate(result, &[io::ErrorKind::NotFound]),
     }
 }

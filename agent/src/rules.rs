@@ -50,8 +50,9 @@ pub const DNS_ZONE: u16 = 1;
 /// The address from which health probes of the node reach an enrolled pod, when that exemption is on.
 pub const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// As [`PROBE_V4`], for IPv6.
-pub const PROBE_V6: Ipv6Addr =
-    Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
+pub const PROBE_V6: Ipv6Addr = Ipv6Addr::new(
+    0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff,
+);
 
 /// The base chains of our table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,7 +120,11 @@ impl Chain {
             Self::GuardIn => ("filter", INPUT, 0),
             Self::GuardOut => ("filter", OUTPUT, 0),
         };
-        Attachment { kind, hook, priority }
+        Attachment {
+            kind,
+            hook,
+            priority,
+        }
     }
 }
 
@@ -214,7 +219,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { inbound: true, ipv6: true, dns: false, probes: false, virtual_interfaces: Vec::new() }
+        Self {
+            inbound: true,
+            ipv6: true,
+            dns: false,
+            probes: false,
+            virtual_interfaces: Vec::new(),
+        }
     }
 }
 
@@ -291,10 +302,18 @@ fn inbound(options: &Options) -> Vec<Rule> {
     if options.probes {
         rules.extend(probes(Chain::In));
     }
-    let mut when =
-        vec![Match::FromLoopback(false), Match::OpensTcp, Match::NotToPort(HBONE_PORT)];
+    let mut when = vec![
+        Match::FromLoopback(false),
+        Match::OpensTcp,
+        Match::NotToPort(HBONE_PORT),
+    ];
     when.extend(family(options));
-    rules.push(rule(Chain::In, when, Action::Redirect(INBOUND_PORT), "inbound plaintext"));
+    rules.push(rule(
+        Chain::In,
+        when,
+        Action::Redirect(INBOUND_PORT),
+        "inbound plaintext",
+    ));
     rules
 }
 
@@ -316,16 +335,34 @@ fn outbound(options: &Options) -> Vec<Rule> {
             Match::ProxyMark(false),
         ];
         when.extend(family(options));
-        rules.push(rule(Chain::Out, when, Action::Redirect(DNS_PORT), "DNS over TCP"));
+        rules.push(rule(
+            Chain::Out,
+            when,
+            Action::Redirect(DNS_PORT),
+            "DNS over TCP",
+        ));
     }
-    let mut when = vec![Match::ToLoopback(false), Match::OpensTcp, Match::ProxyMark(false)];
+    let mut when = vec![
+        Match::ToLoopback(false),
+        Match::OpensTcp,
+        Match::ProxyMark(false),
+    ];
     when.extend(family(options));
-    rules.push(rule(Chain::Out, when, Action::Redirect(OUTBOUND_PORT), "outbound"));
+    rules.push(rule(
+        Chain::Out,
+        when,
+        Action::Redirect(OUTBOUND_PORT),
+        "outbound",
+    ));
     rules
 }
 
 fn guard_inbound(options: &Options) -> Vec<Rule> {
-    let mut rules = if options.probes { probes(Chain::GuardIn) } else { Vec::new() };
+    let mut rules = if options.probes {
+        probes(Chain::GuardIn)
+    } else {
+        Vec::new()
+    };
     rules.push(rule(
         Chain::GuardIn,
         vec![
@@ -344,7 +381,12 @@ fn probes(chain: Chain) -> Vec<Rule> {
     [IpAddr::V4(PROBE_V4), IpAddr::V6(PROBE_V6)]
         .into_iter()
         .map(|address| {
-            rule(chain, vec![Match::From(address), Match::Tcp], Action::Accept, "health probe")
+            rule(
+                chain,
+                vec![Match::From(address), Match::Tcp],
+                Action::Accept,
+                "health probe",
+            )
         })
         .collect()
 }
@@ -371,5 +413,10 @@ fn family(options: &Options) -> Option<Match> {
 }
 
 fn rule(chain: Chain, when: Vec<Match>, then: Action, why: &'static str) -> Rule {
-    Rule { chain, when, then, why }
+    Rule {
+        chain,
+        when,
+        then,
+        why,
+    }
 }

@@ -76,7 +76,11 @@ impl Attribute<'_> {
 
     /// The value as a text, without the zero that ends it.
     pub(crate) fn text(&self) -> Option<&str> {
-        let end = self.value.iter().position(|byte| *byte == 0).unwrap_or(self.value.len());
+        let end = self
+            .value
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(self.value.len());
         std::str::from_utf8(self.value.get(..end)?).ok()
     }
 }
@@ -89,8 +93,14 @@ pub(crate) fn read(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
         let length = usize::from(u16::from_ne_bytes(*length));
         let kind = u16::from_ne_bytes(*kind);
         let value = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(HEADER)..).unwrap_or_default();
-        Some(Attribute { kind: kind & TYPE_MASK, nested: kind & NESTED != 0, value })
+        bytes = bytes
+            .get(length.next_multiple_of(HEADER)..)
+            .unwrap_or_default();
+        Some(Attribute {
+            kind: kind & TYPE_MASK,
+            nested: kind & NESTED != 0,
+            value,
+        })
     })
 }
 
@@ -104,7 +114,11 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<Attribute<'_>> {
 pub(crate) fn covers(actual: &[u8], expected: &[u8]) -> bool {
     read(expected).all(|wanted| {
         find(actual, wanted.kind).is_some_and(|found| {
-            if wanted.nested { covers(found.value, wanted.value) } else { found.value == wanted.value }
+            if wanted.nested {
+                covers(found.value, wanted.value)
+            } else {
+                found.value == wanted.value
+            }
         })
     })
 }
@@ -119,7 +133,9 @@ mod tests {
         let mut inner = Attributes::new();
         inner.number(7, 9);
         let mut list = Attributes::new();
-        list.text(1, "abc").bytes(2, &[1, 2, 3, 4, 5]).list(3, inner);
+        list.text(1, "abc")
+            .bytes(2, &[1, 2, 3, 4, 5])
+            .list(3, inner);
         let bytes = list.into_bytes();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(find(&bytes, 1).unwrap().text(), Some("abc"));

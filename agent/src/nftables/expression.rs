@@ -54,7 +54,7 @@ enum Meta {
 enum Tracking {
     Status = 2,
     Mark = 3,
-    Zone = 19,
+    Zone = 17,
 }
 
 /// The value of `NFTA_RULE_EXPRESSIONS` for `rule`.
@@ -74,7 +74,8 @@ pub(super) fn same(actual: &[u8], expected: &[u8]) -> bool {
     let mut actual = read(actual);
     let all = read(expected).all(|wanted| {
         actual.next().is_some_and(|found| {
-            name(found.value) == name(wanted.value) && super::attribute::covers(found.value, wanted.value)
+            name(found.value) == name(wanted.value)
+                && super::attribute::covers(found.value, wanted.value)
         })
     });
     all && actual.next().is_none()
@@ -85,8 +86,12 @@ struct Expressions(Attributes);
 impl Expressions {
     fn condition(&mut self, condition: &Match) {
         match condition {
-            Match::FromLoopback(is) => self.meta_is(Meta::InIndex, *is, &LOOPBACK_INDEX.to_ne_bytes()),
-            Match::ToLoopback(is) => self.meta_is(Meta::OutIndex, *is, &LOOPBACK_INDEX.to_ne_bytes()),
+            Match::FromLoopback(is) => {
+                self.meta_is(Meta::InIndex, *is, &LOOPBACK_INDEX.to_ne_bytes())
+            }
+            Match::ToLoopback(is) => {
+                self.meta_is(Meta::OutIndex, *is, &LOOPBACK_INDEX.to_ne_bytes())
+            }
             Match::FromInterface(name) => {
                 let mut padded = name.as_bytes().to_vec();
                 padded.resize(INTERFACE_NAME, 0);
@@ -135,7 +140,9 @@ impl Expressions {
             Action::Redirect(port) => {
                 self.immediate(&port.to_be_bytes());
                 let mut data = Attributes::new();
-                data.number(1, REGISTER).number(2, REGISTER).number(3, PORTS_GIVEN);
+                data.number(1, REGISTER)
+                    .number(2, REGISTER)
+                    .number(3, PORTS_GIVEN);
                 self.add("redir", data);
             }
             Action::TagConnection => {
@@ -183,7 +190,10 @@ impl Expressions {
 
     fn load(&mut self, base: Base, offset: u32, length: u32) {
         let mut data = Attributes::new();
-        data.number(1, REGISTER).number(2, base as u32).number(3, offset).number(4, length);
+        data.number(1, REGISTER)
+            .number(2, base as u32)
+            .number(3, offset)
+            .number(4, length);
         self.add("payload", data);
     }
 
@@ -209,14 +219,18 @@ impl Expressions {
     fn mask(&mut self, mask: &[u8], flip: &[u8]) {
         let length = u32::try_from(mask.len()).unwrap_or_default();
         let mut data = Attributes::new();
-        data.number(1, REGISTER).number(2, REGISTER).number(3, length);
+        data.number(1, REGISTER)
+            .number(2, REGISTER)
+            .number(3, length);
         data.list(4, value(mask)).list(5, value(flip));
         self.add("bitwise", data);
     }
 
     fn compare(&mut self, equal: bool, with: &[u8]) {
         let mut data = Attributes::new();
-        data.number(1, REGISTER).number(2, u32::from(!equal)).list(3, value(with));
+        data.number(1, REGISTER)
+            .number(2, u32::from(!equal))
+            .list(3, value(with));
         self.add("cmp", data);
     }
 
@@ -276,7 +290,12 @@ mod tests {
     #[test]
     fn a_rule_with_one_expression_more_or_less_is_another_rule() {
         let rule = |when: Vec<Match>| {
-            let rule = Rule { chain: Chain::In, when, then: Action::Drop, why: "" };
+            let rule = Rule {
+                chain: Chain::In,
+                when,
+                then: Action::Drop,
+                why: "",
+            };
             encode(&rule).into_bytes()
         };
         let (short, long) = (rule(vec![Match::Tcp]), rule(vec![Match::Tcp, Match::V4]));

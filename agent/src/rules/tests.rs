@@ -1,7 +1,11 @@
 use super::{Action, Chain, Match, Options, Rule, capture, drain};
 
 fn of(options: &Options, chain: Chain) -> Vec<Rule> {
-    capture(options).rules.into_iter().filter(|rule| rule.chain == chain).collect()
+    capture(options)
+        .rules
+        .into_iter()
+        .filter(|rule| rule.chain == chain)
+        .collect()
 }
 
 #[test]
@@ -34,24 +38,39 @@ fn whatever_is_redirected_is_also_guarded() {
         let last = set.rules.iter().rfind(|rule| rule.chain == guard).unwrap();
         assert_eq!(last.then, Action::Drop);
         assert!(last.when.contains(&Match::NotRedirected));
-        assert!(!last.when.contains(&Match::V4), "the guard covers both families");
+        assert!(
+            !last.when.contains(&Match::V4),
+            "the guard covers both families"
+        );
     }
 }
 
 #[test]
 fn without_ipv6_only_ipv4_is_redirected_and_the_guard_still_covers_both() {
-    let options = Options { ipv6: false, ..Options::default() };
-    for rule in of(&options, Chain::In).iter().chain(&of(&options, Chain::Out)) {
+    let options = Options {
+        ipv6: false,
+        ..Options::default()
+    };
+    for rule in of(&options, Chain::In)
+        .iter()
+        .chain(&of(&options, Chain::Out))
+    {
         assert!(rule.when.contains(&Match::V4), "{rule:?}");
     }
-    for rule in of(&options, Chain::GuardIn).iter().chain(&of(&options, Chain::GuardOut)) {
+    for rule in of(&options, Chain::GuardIn)
+        .iter()
+        .chain(&of(&options, Chain::GuardOut))
+    {
         assert!(!rule.when.contains(&Match::V4), "{rule:?}");
     }
 }
 
 #[test]
 fn a_pod_that_bypasses_inbound_capture_keeps_the_tagging_pair() {
-    let options = Options { inbound: false, ..Options::default() };
+    let options = Options {
+        inbound: false,
+        ..Options::default()
+    };
     assert_eq!(of(&options, Chain::In), Vec::new());
     assert_eq!(of(&options, Chain::GuardIn), Vec::new());
     assert_eq!(of(&options, Chain::MarkIn).len(), 1);
@@ -63,21 +82,50 @@ fn a_pod_that_bypasses_inbound_capture_keeps_the_tagging_pair() {
 fn dns_is_left_alone_unless_asked_for() {
     let quiet = capture(&Options::default());
     assert!(!quiet.chains.contains(&Chain::RawIn));
-    assert!(!quiet.rules.iter().any(|rule| rule.when.contains(&Match::ToPort(53))));
-    let options = Options { dns: true, ..Options::default() };
+    assert!(
+        !quiet
+            .rules
+            .iter()
+            .any(|rule| rule.when.contains(&Match::ToPort(53)))
+    );
+    let options = Options {
+        dns: true,
+        ..Options::default()
+    };
     let out = of(&options, Chain::Out);
     assert_eq!(out.len(), 3);
-    assert_eq!(out[2].then, Action::Redirect(super::OUTBOUND_PORT), "DNS comes first");
+    assert_eq!(
+        out[2].then,
+        Action::Redirect(super::OUTBOUND_PORT),
+        "DNS comes first"
+    );
 }
 
 #[test]
 fn probes_pass_only_when_the_exemption_is_on() {
     let is_probe = |rule: &Rule| rule.when.iter().any(|m| matches!(m, Match::From(_)));
     assert!(!capture(&Options::default()).rules.iter().any(is_probe));
-    let options = Options { probes: true, ..Options::default() };
-    assert_eq!(capture(&options).rules.iter().filter(|rule| is_probe(rule)).count(), 4);
-    let options = Options { inbound: false, probes: true, ..Options::default() };
-    assert!(!capture(&options).rules.iter().any(is_probe), "nothing to be exempted from");
+    let options = Options {
+        probes: true,
+        ..Options::default()
+    };
+    assert_eq!(
+        capture(&options)
+            .rules
+            .iter()
+            .filter(|rule| is_probe(rule))
+            .count(),
+        4
+    );
+    let options = Options {
+        inbound: false,
+        probes: true,
+        ..Options::default()
+    };
+    assert!(
+        !capture(&options).rules.iter().any(is_probe),
+        "nothing to be exempted from"
+    );
 }
 
 #[test]
@@ -85,6 +133,9 @@ fn draining_redirects_nothing_and_drops_nothing() {
     let set = drain();
     assert!(set.chains.contains(&Chain::In) && set.chains.contains(&Chain::Out));
     for rule in &set.rules {
-        assert!(!matches!(rule.then, Action::Redirect(_) | Action::Drop), "{rule:?}");
+        assert!(
+            !matches!(rule.then, Action::Redirect(_) | Action::Drop),
+            "{rule:?}"
+        );
     }
 }

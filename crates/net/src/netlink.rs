@@ -4,7 +4,7 @@
 //! [`Netns::run`](crate::netns::Netns::run). Calls block for at most [`ANSWER_TIMEOUT`]; they
 //! belong to control paths.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use netlink_packet_core::{
     NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
-use socket2::SockRef;
+use socket2::{SockRef, Socket as AnySocket};
+use tokio::io::unix::AsyncFd;
 
 use crate::error::Named;
 use crate::{Error, Result};
@@ -193,6 +194,41 @@ impl Netlink {
 impl AsFd for Netlink {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// The notices of the groups that a [`Netlink`] joined, for tasks that wait for them.
+#[derive(Debug)]
+pub struct Notices(AsyncFd<AnySocket>);
+
+impl Notices {
+    /// Turns a socket that joined groups into one that is waited on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn new(netlink: &Netlink) -> Result<Self> {
+        let descriptor = netlink.as_fd().try_clone_to_owned().named("dup")?;
+        let socket = AnySocket::from(descriptor);
+        socket.set_nonblocking(true).named("fcntl O_NONBLOCK")?;
+        Ok(Self(crate::seqpacket::registered(socket)?))
+    }
+
+    /// The next datagram of notices. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// Notices were lost because they were not read in time (`ENOBUFS`).
+    pub async fn next(&self) -> io::Result<Vec<u8>> {
+        let mut datagram = vec![0; DATAGRAM];
+        let length = self
+            .0
+            .async_io(tokio::io::Interest::READABLE, |mut socket| {
+                socket.read(&mut datagram)
+            })
+            .await?;
+        datagram.truncate(length);
+        Ok(datagram)
     }
 }
 

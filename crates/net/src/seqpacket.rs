@@ -159,7 +159,7 @@ impl SeqPacket {
     unsafe_code,
     reason = "the runtime cannot see that the type keeps its descriptor"
 )]
-fn registered(socket: Socket) -> Result<AsyncFd<Socket>> {
+pub(crate) fn registered(socket: Socket) -> Result<AsyncFd<Socket>> {
     // SAFETY: a `Socket` owns its descriptor, answers with the same one for its whole life and
     // closes it only when dropped, which `AsyncFd` does after deregistering.
     unsafe { AsyncFd::register(socket) }

@@ -1,0 +1,412 @@
+//! The rules in real network namespaces, tried with real connections. Needs root.
+
+#[path = "redirect/pair.rs"]
+mod pair;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
+
+use ambit_agent::nftables::{Owner, State};
+use ambit_agent::redirect::{self, Mode};
+use ambit_agent::rules::{
+    HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Options, PROBE_V4, PROXY_MARK, TAG_MARK,
+};
+use pair::{Pair, Reply};
+
+const APP: u16 = 8080;
+
+fn owner() -> Owner {
+    Owner {
+        node: "node-1".into(),
+        uid: "uid-1".into(),
+    }
+}
+
+fn install(pair: &Pair, mode: Mode, options: &Options) {
+    redirect::install(&pair.pod, mode, options, &owner()).unwrap();
+}
+
+fn state(pair: &Pair, mode: Mode, options: &Options) -> State {
+    redirect::inspect(&pair.pod, mode, options, &owner()).unwrap()
+}
+
+/// A pod whose application and proxy ports each say which they are.
+fn enrolled(name: &str, options: &Options) -> Pair {
+    let pair = Pair::new(name);
+    pair.serve_in_pod(APP, "application");
+    for (port, name) in [
+        (OUTBOUND_PORT, "outbound"),
+        (INBOUND_PORT, "inbound"),
+        (HBONE_PORT, "hbone"),
+    ] {
+        pair.serve_in_pod(port, name);
+    }
+    pair.serve_in_client(APP, "peer");
+    install(&pair, Mode::Capture, options);
+    pair
+}
+
+#[test]
+fn inbound_outbound_and_hbone_reach_the_ports_of_the_proxy() {
+    let pair = enrolled("basic", &Options::default());
+    for (pod, client) in pair.addresses() {
+        assert_eq!(
+            pair.from_client((pod, APP)),
+            Reply::From("inbound"),
+            "{pod}"
+        );
+        assert_eq!(
+            pair.from_client((pod, HBONE_PORT)),
+            Reply::From("hbone"),
+            "{pod}"
+        );
+        assert_eq!(
+            pair.from_pod((client, APP)),
+            Reply::From("outbound"),
+            "{client}"
+        );
+    }
+}
+
+#[test]
+fn connections_to_itself_and_over_loopback_are_left_alone() {
+    let pair = enrolled("self", &Options::default());
+    let own: Vec<IpAddr> = pair.addresses().into_iter().map(|(pod, _)| pod).collect();
+    let local = ["127.0.0.1", "127.0.0.2", "::1"].map(|text| text.parse().unwrap());
+    for address in own.into_iter().chain(local) {
+        assert_eq!(
+            pair.from_pod((address, APP)),
+            Reply::From("application"),
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn what_carries_the_mark_of_the_proxy_goes_where_it_wants() {
+    let pair = enrolled("mark", &Options::default());
+    for (_, client) in pair.addresses() {
+        assert_eq!(
+            pair.marked((client, APP), PROXY_MARK),
+            Reply::From("peer"),
+            "{client}"
+        );
+        assert_eq!(
+            pair.marked((client, APP), 0x1000 | PROXY_MARK),
+            Reply::From("peer")
+        );
+        assert_eq!(
+            pair.marked((client, APP), 0x2),
+            Reply::From("outbound"),
+            "{client}"
+        );
+        assert_ne!(
+            pair.marked((client, APP), TAG_MARK),
+            Reply::From("peer"),
+            "stays on lo"
+        );
+    }
+}
+
+#[test]
+fn the_proxy_reaches_the_application_with_the_address_of_the_client() {
+    let pair = enrolled("source", &Options::default());
+    for (pod, client) in pair.addresses() {
+        let seen = pair.spoofed(client, SocketAddr::new(pod, APP), PROXY_MARK);
+        assert_eq!(seen, Reply::From("application"), "{client} -> {pod}");
+    }
+}
+
+#[test]
+fn a_closed_proxy_refuses_and_nothing_slips_past_it() {
+    let pair = Pair::new("closed");
+    pair.serve_in_pod(APP, "application");
+    pair.serve_in_client(APP, "peer");
+    install(&pair, Mode::Capture, &Options::default());
+    for (pod, client) in pair.addresses() {
+        assert_eq!(pair.from_client((pod, APP)), Reply::Nothing, "{pod}");
+        assert_eq!(pair.from_pod((client, APP)), Reply::Nothing, "{client}");
+    }
+}
+
+#[test]
+fn without_ipv6_redirection_ipv6_is_cut_off_and_not_let_past() {
+    let pair = enrolled(
+        "six",
+        &Options {
+            ipv6: false,
+            ..Options::default()
+        },
+    );
+    for (pod, client) in pair.addresses() {
+        let (inbound, outbound) = if pod.is_ipv4() {
+            (Reply::From("inbound"), Reply::From("outbound"))
+        } else {
+            (Reply::Nothing, Reply::Nothing)
+        };
+        assert_eq!(pair.from_client((pod, APP)), inbound, "{pod}");
+        assert_eq!(pair.from_pod((client, APP)), outbound, "{client}");
+    }
+}
+
+#[test]
+fn loopback_without_ipv6_means_ipv6_is_cut_off() {
+    let pair = Pair::new("lo6");
+    pair.serve_in_pod(APP, "application");
+    pair.in_pod("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1");
+    install(&pair, Mode::Capture, &Options::default());
+    assert_eq!(
+        state(&pair, Mode::Capture, &Options::default()),
+        State::Same
+    );
+    let (pod, client) = pair.addresses()[1];
+    assert!(pod.is_ipv6());
+    assert_eq!(pair.from_client((pod, APP)), Reply::Nothing);
+    assert_eq!(pair.from_pod((client, APP)), Reply::Nothing);
+}
+
+#[test]
+fn a_pod_that_bypasses_inbound_capture_takes_inbound_itself() {
+    let pair = enrolled(
+        "bypass",
+        &Options {
+            inbound: false,
+            ..Options::default()
+        },
+    );
+    for (pod, client) in pair.addresses() {
+        assert_eq!(pair.from_client((pod, APP)), Reply::From("application"));
+        assert_eq!(pair.from_pod((client, APP)), Reply::From("outbound"));
+        let seen = pair.spoofed(client, SocketAddr::new(pod, APP), PROXY_MARK);
+        assert_eq!(seen, Reply::From("application"), "the tagging pair works");
+    }
+}
+
+#[test]
+fn probes_of_the_node_pass_only_when_the_exemption_is_on() {
+    for probes in [false, true] {
+        let pair = enrolled(
+            "probe",
+            &Options {
+                probes,
+                ..Options::default()
+            },
+        );
+        pair.in_client(&format!("ip address add {PROBE_V4}/32 dev eth0"));
+        pair.in_pod(&format!("ip route add {PROBE_V4}/32 dev eth0"));
+        let (pod, _) = pair.addresses()[0];
+        let expected = if probes { "application" } else { "inbound" };
+        let reply = pair.from_client_as(IpAddr::V4(PROBE_V4), SocketAddr::new(pod, APP));
+        assert_eq!(reply, Reply::From(expected));
+        assert_eq!(
+            pair.from_client((pod, APP)),
+            Reply::From("inbound"),
+            "others do not pass"
+        );
+    }
+}
+
+#[test]
+fn interfaces_of_virtual_machines_are_outbound() {
+    let options = Options {
+        virtual_interfaces: vec!["eth0".into()],
+        ..Options::default()
+    };
+    let pair = enrolled("vm", &options);
+    let (pod, _) = pair.addresses()[0];
+    assert_eq!(pair.from_client((pod, APP)), Reply::From("outbound"));
+}
+
+#[test]
+fn connections_that_were_open_before_live_through_enrolment_and_removal() {
+    let pair = Pair::new("open");
+    pair.serve_in_pod(APP, "application");
+    pair.serve_in_client(APP, "peer");
+    let (pod, client) = pair.addresses()[0];
+    let mut inbound = pair.open_from_client(SocketAddr::new(pod, APP));
+    let mut outbound = pair.open_from_pod(SocketAddr::new(client, APP));
+    let mut exchange = |when: &str| {
+        assert_eq!(echo(&mut inbound), "application", "inbound {when}");
+        assert_eq!(echo(&mut outbound), "peer", "outbound {when}");
+    };
+    exchange("before");
+    install(&pair, Mode::Capture, &Options::default());
+    exchange("while captured");
+    install(&pair, Mode::Drain, &Options::default());
+    exchange("while draining");
+    redirect::remove(&pair.pod).unwrap();
+    exchange("after");
+}
+
+#[test]
+fn redirected_connections_live_on_while_draining_and_new_ones_are_not_redirected() {
+    let pair = enrolled("drain", &Options::default());
+    let (pod, client) = pair.addresses()[0];
+    let mut inbound = pair.open_from_client(SocketAddr::new(pod, APP));
+    let mut outbound = pair.open_from_pod(SocketAddr::new(client, APP));
+    assert_eq!(echo(&mut inbound), "inbound");
+    assert_eq!(echo(&mut outbound), "outbound");
+    install(&pair, Mode::Drain, &Options::default());
+    assert_eq!(state(&pair, Mode::Drain, &Options::default()), State::Same);
+    assert_eq!(echo(&mut inbound), "inbound");
+    assert_eq!(echo(&mut outbound), "outbound");
+    assert_eq!(pair.from_client((pod, APP)), Reply::From("application"));
+    assert_eq!(pair.from_pod((client, APP)), Reply::From("peer"));
+}
+
+#[test]
+fn a_stray_segment_before_the_first_one_opens_no_way_past_the_proxy() {
+    // A connection from before enrolment that the server closed is in TIME_WAIT; a segment of it makes the kernel
+    // track it again, untranslated; a new connection with the same ports must still not get past.
+    let pair = Pair::new("stray");
+    pair.serve_in_pod(APP, "application");
+    let (pod, _) = pair.addresses()[0];
+    let to = SocketAddr::new(pod, APP);
+    let mut first = pair.open_from_client_port(to, 40_001);
+    assert_eq!(echo(&mut first), "application");
+    install(&pair, Mode::Capture, &Options::default());
+    // The last segments of the old connection are such strays.
+    pair.close_at_server(first);
+    let second = pair.try_from_client_port(to, 40_001);
+    assert_ne!(second, Reply::From("application"));
+}
+
+#[test]
+fn nothing_is_left_after_removal_and_removal_twice_is_fine() {
+    let pair = enrolled(
+        "gone",
+        &Options {
+            dns: true,
+            probes: true,
+            ..Options::default()
+        },
+    );
+    pair.in_pod("nft add table inet somebody-else");
+    redirect::remove(&pair.pod).unwrap();
+    redirect::remove(&pair.pod).unwrap();
+    let left = pair.in_pod("nft list ruleset");
+    assert!(
+        left.contains("somebody-else") && !left.contains("ambit"),
+        "{left}"
+    );
+    for family in ["-4", "-6"] {
+        let rules = pair.in_pod(&format!("ip {family} rule"));
+        assert!(!rules.contains("32764"), "{rules}");
+        let routes = pair.in_pod(&format!("ip {family} route show table all"));
+        assert!(!routes.contains("table 100"), "{routes}");
+    }
+    assert_eq!(
+        state(&pair, Mode::Capture, &Options::default()),
+        State::Absent
+    );
+    assert_eq!(redirect::owner(&pair.pod).unwrap(), None);
+}
+
+#[test]
+fn installing_again_changes_nothing_and_the_owner_is_kept() {
+    let options = Options {
+        dns: true,
+        probes: true,
+        virtual_interfaces: vec!["vm0".into()],
+        ..Options::default()
+    };
+    let pair = Pair::new("again");
+    install(&pair, Mode::Capture, &options);
+    let strip = |text: String| text.lines().map(without_counters).collect::<Vec<_>>();
+    let before = strip(pair.in_pod("nft list ruleset"));
+    assert_eq!(state(&pair, Mode::Capture, &options), State::Same);
+    install(&pair, Mode::Capture, &options);
+    assert_eq!(strip(pair.in_pod("nft list ruleset")), before);
+    assert_eq!(redirect::owner(&pair.pod).unwrap(), Some(Some(owner())));
+    assert_eq!(pair.in_pod("ip rule").matches("32764").count(), 1);
+}
+
+#[test]
+fn every_way_of_tampering_is_seen_and_mended() {
+    let options = Options::default();
+    let pair = Pair::new("tamper");
+    let ways = [
+        "nft delete table inet ambit",
+        "nft flush table inet ambit",
+        "nft flush ruleset",
+        "nft flush chain inet ambit redirect-in",
+        "nft delete chain inet ambit guard-in",
+        "nft add rule inet ambit redirect-out tcp dport 80 accept",
+        "nft insert rule inet ambit redirect-in accept",
+        "nft add chain inet ambit extra",
+        "nft add table inet ambit '{ flags dormant; }'",
+        "ip rule del pref 32764",
+        "ip route flush table 100",
+        "ip -6 rule del pref 32764",
+    ];
+    for way in ways {
+        install(&pair, Mode::Capture, &options);
+        assert_eq!(
+            state(&pair, Mode::Capture, &options),
+            State::Same,
+            "before {way}"
+        );
+        pair.in_pod(way);
+        assert_ne!(
+            state(&pair, Mode::Capture, &options),
+            State::Same,
+            "after {way}"
+        );
+    }
+    install(&pair, Mode::Capture, &options);
+    assert_eq!(state(&pair, Mode::Capture, &options), State::Same);
+}
+
+#[test]
+fn the_rules_read_as_intended_in_the_words_of_nft() {
+    let pair = Pair::new("words");
+    install(&pair, Mode::Capture, &Options::default());
+    let text: Vec<_> = pair
+        .in_pod("nft list ruleset")
+        .lines()
+        .map(without_counters)
+        .collect();
+    let text = text.join("\n");
+    for line in [
+        "type nat hook prerouting priority dstnat; policy accept;",
+        "type route hook output priority mangle; policy accept;",
+        "iif != \"lo\" tcp flags syn / syn,rst,ack tcp dport != 15008 redirect to :15006",
+        "oif != \"lo\" tcp flags syn / syn,rst,ack meta mark & 0x00000fff != 0x00000539 redirect to :15001",
+        "ct mark & 0x00000fff == 0x00000111 meta mark set ct mark",
+    ] {
+        assert!(text.contains(line), "{line}\nnot in\n{text}");
+    }
+}
+
+fn without_counters(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let mut kept = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if word == "counter" {
+            // counter packets N bytes N
+            drop(words.by_ref().take(4).count());
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
+}
+
+fn echo(stream: &mut TcpStream) -> String {
+    stream.write_all(b"?").unwrap();
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+#[test]
+fn the_tools_that_these_tests_need_are_there() {
+    for tool in ["ip", "nft"] {
+        assert!(
+            Command::new(tool).arg("-V").output().is_ok(),
+            "{tool} is not installed"
+        );
+    }
+}
