@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -107,7 +107,7 @@ impl Answer {
         Self {
             status,
             content_type,
-            body: Pieces(Box::new(Some(body).into_iter())),
+            body: Pieces::Whole(Some(body)),
         }
     }
 
@@ -119,7 +119,7 @@ impl Answer {
         Self {
             status: StatusCode::OK,
             content_type,
-            body: Pieces(Box::new(pieces)),
+            body: Pieces::Made(Box::new(pieces)),
         }
     }
 
@@ -130,7 +130,10 @@ impl Answer {
 
     /// The whole body, for tests.
     pub fn into_body(self) -> Vec<u8> {
-        self.body.0.flatten().collect()
+        match self.body {
+            Pieces::Whole(whole) => whole.unwrap_or_default().to_vec(),
+            Pieces::Made(pieces) => pieces.flatten().collect(),
+        }
     }
 
     fn into_response(self) -> http::Response<Pieces> {
@@ -143,10 +146,13 @@ impl Answer {
     }
 }
 
-/// A body made piece by piece.
-struct Pieces(Box<dyn Iterator<Item = Bytes> + Send>);
+/// A body, whole (its length is then announced) or made piece by piece.
+enum Pieces {
+    Whole(Option<Bytes>),
+    Made(Box<dyn Iterator<Item = Bytes> + Send>),
+}
 
-impl hyper::body::Body for Pieces {
+impl Body for Pieces {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -154,7 +160,21 @@ impl hyper::body::Body for Pieces {
         mut self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece))))
+        let piece = match &mut *self {
+            Self::Whole(whole) => whole.take(),
+            Self::Made(pieces) => pieces.next(),
+        };
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(whole) => {
+                let length = whole.as_ref().map_or(0, Bytes::len);
+                SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
+            }
+            Self::Made(_) => SizeHint::default(),
+        }
     }
 }
 
