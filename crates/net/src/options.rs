@@ -1,7 +1,8 @@
 //! Socket options by name.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -58,4 +59,32 @@ pub fn user_timeout(socket: &impl AsFd, after: Duration) -> io::Result<()> {
 /// The socket is gone.
 pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// Ends the sending and leaves the receiving open (`shutdown`, `SHUT_WR`): the peer reads to the
+/// end of what was written.
+///
+/// # Errors
+///
+/// The connection is gone (`NotConnected`).
+pub fn end_sending(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).shutdown(Shutdown::Write)
+}
+
+/// Bytes written that the peer's kernel has not acknowledged (`SIOCOUTQ`); an end of sending
+/// counts as one until it is acknowledged.
+///
+/// # Errors
+///
+/// The socket is not a TCP socket, or is gone.
+#[expect(unsafe_code, reason = "nix has no wrapper for SIOCOUTQ")]
+pub fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, to which the pointer leads;
+    // the descriptor is borrowed for the call.
+    let answer = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(bytes).map_err(io::Error::other)
 }

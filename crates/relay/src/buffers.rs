@@ -1,0 +1,91 @@
+//! Read buffers kept by the thread, so that only connections with bytes in flight hold any.
+
+use std::cell::RefCell;
+
+use bytes::BytesMut;
+
+use crate::growth::SIZES;
+
+/// Free buffers kept for each size: half a MiB of each, which serves a burst of wake-ups in one
+/// turn of the event loop without asking the allocator.
+const KEPT: [usize; SIZES.len()] = [128, 32, 8];
+
+thread_local! {
+    static FREE: RefCell<[Vec<BytesMut>; SIZES.len()]> = const {
+        RefCell::new([Vec::new(), Vec::new(), Vec::new()])
+    };
+}
+
+/// An empty buffer with at least the room of `class`.
+pub(crate) fn take(class: usize) -> BytesMut {
+    let kept = FREE
+        .try_with(|free| free.borrow_mut().get_mut(class).and_then(Vec::pop))
+        .ok()
+        .flatten();
+    kept.unwrap_or_else(|| BytesMut::with_capacity(size(class)))
+}
+
+/// Keeps `buffer` for the next taker, unless somebody still reads from it or enough are kept.
+pub(crate) fn give_back(mut buffer: BytesMut) {
+    buffer.clear();
+    // The largest class whose room the buffer can offer without a new allocation.
+    let Some(class) = (0..SIZES.len())
+        .rev()
+        .find(|class| buffer.try_reclaim(size(*class)))
+    else {
+        return;
+    };
+    // When the thread is ending there is nothing to keep it for.
+    let _ = FREE.try_with(|free| {
+        let mut free = free.borrow_mut();
+        if let (Some(list), Some(most)) = (free.get_mut(class), KEPT.get(class))
+            && list.len() < *most
+        {
+            list.push(buffer);
+        }
+    });
+}
+
+/// Room of a class in bytes.
+pub(crate) fn size(class: usize) -> usize {
+    SIZES.get(class).copied().unwrap_or(SIZES[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+
+    use super::{KEPT, give_back, take};
+
+    #[test]
+    fn a_buffer_comes_back_to_the_next_taker() {
+        let mut buffer = take(1);
+        let place = buffer.as_ptr();
+        buffer.put_slice(b"some bytes");
+        let chunk = buffer.split().freeze();
+        drop(chunk);
+        give_back(buffer);
+        let again = take(1);
+        assert_eq!(again.as_ptr(), place);
+        assert!(again.is_empty());
+        assert!(again.capacity() >= 16 * 1024);
+    }
+
+    #[test]
+    fn a_buffer_that_is_still_read_is_not_given_out() {
+        let mut buffer = take(0);
+        buffer.put_slice(b"in flight");
+        let chunk = buffer.split().freeze();
+        give_back(buffer);
+        let mut other = take(0);
+        other.put_slice(b"other one");
+        assert_eq!(&chunk[..], b"in flight");
+    }
+
+    #[test]
+    fn keeps_no_more_than_its_share() {
+        let many: Vec<_> = (0..KEPT[2] + 5).map(|_| take(2)).collect();
+        many.into_iter().for_each(give_back);
+        super::FREE.with(|free| assert_eq!(free.borrow()[2].len(), KEPT[2]));
+    }
+}

@@ -1,0 +1,73 @@
+//! How large a read buffer should be, from how much the last reads brought. Pure.
+
+/// Sizes of buffers in bytes. The smallest holds a request or an interactive message; the largest
+/// is four TLS records, beyond which larger reads save little.
+pub(crate) const SIZES: [usize; 3] = [4 * 1024, 16 * 1024, 64 * 1024];
+
+/// The size for the next read of one connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Growth {
+    class: u8,
+    /// Whether a read since the last rest used at least half of the buffer.
+    used: bool,
+}
+
+impl Growth {
+    /// The index into [`SIZES`].
+    pub(crate) fn class(self) -> usize {
+        usize::from(self.class).min(SIZES.len() - 1)
+    }
+
+    /// After a read of `bytes`, into a buffer with room for `room`.
+    pub(crate) fn read(&mut self, bytes: usize, room: usize) {
+        if bytes >= room && self.class() + 1 < SIZES.len() {
+            self.class += 1;
+        }
+        self.used |= bytes * 2 >= room;
+    }
+
+    /// Nothing more to read at the moment: a buffer that was too large is smaller next time.
+    pub(crate) fn rest(&mut self) {
+        if !self.used {
+            self.class = self.class.saturating_sub(1);
+        }
+        self.used = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Growth, SIZES};
+
+    fn size(growth: Growth) -> usize {
+        SIZES[growth.class()]
+    }
+
+    #[test]
+    fn grows_while_reads_fill_the_buffer_and_no_further_than_the_largest() {
+        let mut growth = Growth::default();
+        let mut sizes = vec![size(growth)];
+        for _ in 0..4 {
+            growth.read(size(growth), size(growth));
+            sizes.push(size(growth));
+        }
+        assert_eq!(sizes, [4096, 16384, 65536, 65536, 65536]);
+    }
+
+    #[test]
+    fn shrinks_one_step_at_each_rest_after_small_reads_only() {
+        let mut growth = Growth {
+            class: 2,
+            used: false,
+        };
+        growth.read(40_000, 65_536);
+        growth.read(10, 65_536);
+        growth.rest();
+        assert_eq!(size(growth), 65_536, "one read used it");
+        for wanted in [16_384, 4096, 4096] {
+            growth.read(64, size(growth));
+            growth.rest();
+            assert_eq!(size(growth), wanted);
+        }
+    }
+}

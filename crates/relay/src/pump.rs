@@ -1,0 +1,235 @@
+//! The loop: read a chunk, write it, and see how things end.
+//!
+//! 1. Move bytes from client to server, then from server to client, as far as both go.
+//! 2. Ask the connections that are not being read whether they broke.
+//! 3. When both directions are over, or one connection broke, say how it ended.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use crate::close::{Closed, How, Side};
+use crate::halves::{Sink, Source};
+use crate::meter::Meter;
+
+/// Chunks that one direction moves before other tasks of the thread get their turn: about one
+/// MiB, a tenth of a millisecond.
+const CHUNKS_PER_TURN: usize = 16;
+
+/// Moves bytes both ways between the connection that was accepted and the one that was dialled,
+/// until both directions are over or one connection broke.
+///
+/// Each direction ends by itself: when one side ends its sending, so does the relay towards the
+/// other, and the opposite direction goes on. When a connection breaks, what its peer sent before
+/// is delivered if it is whole, and the other connection is reset.
+///
+/// Cancelling (dropping) resets both connections.
+pub async fn relay<CR, CW, SR, SW>(client: (CR, CW), server: (SR, SW), meter: &impl Meter) -> Closed
+where
+    CR: Source,
+    CW: Sink,
+    SR: Source,
+    SW: Sink,
+{
+    let (mut client_source, mut client_sink) = client;
+    let (mut server_source, mut server_sink) = server;
+    let mut forward = Flow::default();
+    let mut backward = Flow::default();
+    let mut ending = Ending::default();
+
+    poll_fn(|cx| {
+        let sent = |bytes| meter.sent(bytes);
+        let turned = forward.turn(cx, &mut client_source, &mut server_sink, sent);
+        ending.turned(&mut forward, turned, Side::Client, Side::Server);
+        let received = |bytes| meter.received(bytes);
+        let turned = backward.turn(cx, &mut server_source, &mut client_sink, received);
+        ending.turned(&mut backward, turned, Side::Server, Side::Client);
+        // A connection that is being read tells by itself when it breaks.
+        if !forward.reads() && !backward.over() {
+            ending.asked(&mut backward, client_sink.poll_broken(cx), Side::Client);
+        }
+        if !backward.reads() && !forward.over() {
+            ending.asked(&mut forward, server_sink.poll_broken(cx), Side::Server);
+        }
+        if ending.at_once || (forward.over() && backward.over()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+
+    let how = match ending.first {
+        None => How::Clean,
+        Some((side, error)) => {
+            client_sink.reset();
+            server_sink.reset();
+            How::from_error(side, error)
+        }
+    };
+    Closed {
+        sent: forward.moved,
+        received: backward.moved,
+        how,
+    }
+}
+
+/// What broke, and whether anything is left to do.
+#[derive(Default)]
+struct Ending {
+    /// The first break is the cause; what follows are its consequences.
+    first: Option<(Side, io::Error)>,
+    at_once: bool,
+}
+
+impl Ending {
+    /// Takes the outcome of a turn of the direction that reads from `source`.
+    fn turned(&mut self, flow: &mut Flow, turned: Result<(), Broken>, source: Side, sink: Side) {
+        match turned {
+            Ok(()) => {}
+            Err(Broken::Source(error)) => {
+                self.at_once = true;
+                self.first.get_or_insert((source, error));
+            }
+            // The peer may have sent an answer before it closed: the opposite direction goes on
+            // until its source ends, which is soon and says whether the answer is whole.
+            Err(Broken::Sink(error)) => {
+                flow.abandon();
+                self.first.get_or_insert((sink, error));
+            }
+        }
+    }
+
+    /// Takes the answer of a connection that is not being read; `flow` is the direction to it.
+    fn asked(&mut self, flow: &mut Flow, broken: Poll<io::Error>, side: Side) {
+        let Poll::Ready(error) = broken else { return };
+        // A broken pipe leaves what the peer sent before its end, which may still be on its way.
+        self.at_once |= error.kind() != io::ErrorKind::BrokenPipe;
+        flow.abandon();
+        self.first.get_or_insert((side, error));
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    state: State,
+    /// Read and not yet written.
+    pending: Bytes,
+    /// Written since the last flush.
+    unflushed: bool,
+    /// Bytes written.
+    moved: u64,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The source has ended; the sink is to be closed after what is pending.
+    Closing,
+    /// Ended in order, or abandoned.
+    Over,
+}
+
+/// Which half broke a direction.
+enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+impl Flow {
+    /// Moves what can be moved now, and arranges to be woken when more can be.
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Source,
+        sink: &mut impl Sink,
+        count: impl Fn(u64),
+    ) -> Result<(), Broken> {
+        for _ in 0..CHUNKS_PER_TURN {
+            let step = if !self.pending.is_empty() {
+                self.write(cx, sink, &count)
+            } else {
+                match self.state {
+                    State::Open => self.read(cx, source, sink),
+                    State::Closing => self.close(cx, sink),
+                    State::Over => return Ok(()),
+                }
+            };
+            match step {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(broken)) => return Err(broken),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut impl Sink,
+        count: impl Fn(u64),
+    ) -> Poll<Result<(), Broken>> {
+        let before = self.pending.len();
+        ready!(sink.poll_write(cx, &mut self.pending)).map_err(Broken::Sink)?;
+        let written = u64::try_from(before - self.pending.len()).unwrap_or(u64::MAX);
+        if self.pending.is_empty() {
+            // Lets go of the buffer, so that the source can read into it again.
+            self.pending = Bytes::new();
+        }
+        self.unflushed = true;
+        self.moved += written;
+        count(written);
+        Poll::Ready(Ok(()))
+    }
+
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Source,
+        sink: &mut impl Sink,
+    ) -> Poll<Result<(), Broken>> {
+        match source.poll_next(cx) {
+            Poll::Ready(Ok(Some(bytes))) => self.pending = bytes,
+            Poll::Ready(Ok(None)) => self.state = State::Closing,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Source(error))),
+            Poll::Pending => {
+                if self.unflushed {
+                    ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                    self.unflushed = false;
+                }
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn close(&mut self, cx: &mut Context<'_>, sink: &mut impl Sink) -> Poll<Result<(), Broken>> {
+        ready!(sink.poll_close(cx)).map_err(Broken::Sink)?;
+        self.state = State::Over;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the direction up; the opposite one goes on.
+    fn abandon(&mut self) {
+        self.pending = Bytes::new();
+        self.state = State::Over;
+    }
+
+    /// Whether the source is being asked for more.
+    fn reads(&self) -> bool {
+        self.state == State::Open && self.pending.is_empty()
+    }
+
+    fn over(&self) -> bool {
+        self.state == State::Over
+    }
+}
+
+#[cfg(test)]
+mod tests;
