@@ -52,7 +52,8 @@ pub struct Picked<'v> {
 ///
 /// # Errors
 ///
-/// [`Reason::NoHealthyUpstream`] when no endpoint may be used.
+/// [`Reason::NoHealthyUpstream`] when no endpoint may be used; [`Reason::GatewayUnresolved`] or [`Reason::HostnameUnresolved`] when
+/// all are in other networks or have no address, neither of which can be reached.
 pub fn pick<'v>(
     service: &Service,
     endpoints: &'v Endpoints,
@@ -65,7 +66,7 @@ pub fn pick<'v>(
     };
     drawn
         .or_else(|| choose(service, endpoints, wanted, random))
-        .ok_or(Reason::NoHealthyUpstream)
+        .ok_or_else(|| none_fit(endpoints, wanted))
 }
 
 /// Draws endpoints at random and takes the first that is fit, each with the likelihood of its share of the largest capacity. So the
@@ -136,18 +137,25 @@ pub(crate) fn below(random: u64, bound: u64) -> u64 {
     u64::try_from(product >> 64).unwrap_or_default()
 }
 
+/// Why no endpoint may be used: those that only another proxy could reach are told apart.
+fn none_fit(endpoints: &Endpoints, wanted: &Wanted<'_>) -> Reason {
+    let remote = |endpoint: &Endpoint| endpoint.workload.network != wanted.client.network;
+    let nameless = |endpoint: &Endpoint| endpoint.workload.addresses.is_empty();
+    match endpoints.len() {
+        0 => Reason::NoHealthyUpstream,
+        _ if endpoints.iter().all(remote) => Reason::GatewayUnresolved,
+        _ if endpoints.iter().all(nameless) => Reason::HostnameUnresolved,
+        _ => Reason::NoHealthyUpstream,
+    }
+}
+
 /// The port to reach at an endpoint that may be used.
 fn fit(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u16> {
     let workload = &endpoint.workload;
     let healthy = workload.health == Health::Healthy
         || service.load_balancing.health_policy == HealthPolicy::AllowAll;
-    let remote = workload.network != wanted.client.network;
-    let reachable = if remote {
-        workload.network_gateway.is_some()
-    } else {
-        !workload.hostname.is_empty()
-            || dial_address(workload, service.ip_families, wanted.address).is_some()
-    };
+    let reachable = workload.network == wanted.client.network
+        && dial_address(workload, service.ip_families, wanted.address).is_some();
     if !healthy || workload.capacity == 0 || !reachable {
         return None;
     }

@@ -154,6 +154,26 @@ impl Test {
     }
 }
 
+/// Bits in front of an IPv4 address that is mapped into IPv6.
+const MAPPED_PREFIX: u8 = 96;
+
+/// Blocks of mapped IPv4 addresses as the IPv4 blocks they are: addresses are compared in canonical form.
+fn canonical(blocks: Box<[IpNet]>) -> Box<[IpNet]> {
+    let one = |block: IpNet| {
+        let IpAddr::V4(address) = block.addr().to_canonical() else {
+            return block;
+        };
+        let length = block
+            .prefix_len()
+            .checked_sub(MAPPED_PREFIX)
+            .filter(|_| !block.addr().is_ipv4());
+        length
+            .and_then(|length| IpNet::new(address.into(), length).ok())
+            .unwrap_or(block)
+    };
+    blocks.into_iter().map(one).collect()
+}
+
 fn within(blocks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     blocks.iter().any(|block| block.contains(&address))
@@ -194,10 +214,18 @@ impl Compiler {
             self.field(&source.not_service_accounts, false, Test::Account),
             self.field(&source.principals, true, Test::Principal),
             self.field(&source.not_principals, false, Test::Principal),
-            self.field(&source.source_ips, true, Test::Source),
-            self.field(&source.not_source_ips, false, Test::Source),
-            self.field(&source.destination_ips, true, Test::Destination),
-            self.field(&source.not_destination_ips, false, Test::Destination),
+            self.field(&source.source_ips, true, |blocks| {
+                Test::Source(canonical(blocks))
+            }),
+            self.field(&source.not_source_ips, false, |blocks| {
+                Test::Source(canonical(blocks))
+            }),
+            self.field(&source.destination_ips, true, |blocks| {
+                Test::Destination(canonical(blocks))
+            }),
+            self.field(&source.not_destination_ips, false, |blocks| {
+                Test::Destination(canonical(blocks))
+            }),
             self.field(&source.destination_ports, true, Test::Port),
             self.field(&source.not_destination_ports, false, Test::Port),
         ]

@@ -39,6 +39,9 @@ pub mod update;
 pub mod view;
 pub mod workload;
 
+#[cfg(test)]
+mod fixture;
+
 pub use identity::Identity;
 pub use reason::Reason;
 pub use text::Text;

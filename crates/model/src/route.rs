@@ -5,7 +5,7 @@
 //! 3. Is it a workload: through its waypoint if it has one, unless the client is that waypoint; else to it.
 //! 4. Is it neither: plain TCP to where the client wanted.
 //!
-//! A destination that is reached by tunnel is never reached otherwise, and a waypoint that cannot be found is not passed by.
+//! An address that is both is a service: its waypoint may hold policies that must not be passed by. A destination that is reached by tunnel is never reached otherwise, and a waypoint that cannot be found is not passed by.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

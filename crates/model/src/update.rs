@@ -14,6 +14,10 @@ use crate::workload::{NetworkMode, Workload};
 
 /// One change of the mesh.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made and used up at once, and mostly workloads"
+)]
 pub enum Change {
     /// A new or changed workload.
     UpsertWorkload(Workload),

@@ -86,7 +86,9 @@ impl View {
     /// The workload at an address of a network. Workloads of the host network are never found so.
     #[must_use]
     pub fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address.get(network, &address).first()
+        self.by_address
+            .get(network, &address.to_canonical())
+            .first()
     }
 
     /// The record of a pod that the node agent vouched for. Of pods of that name in several clusters the one on this node counts.
@@ -133,6 +135,7 @@ impl View {
         address: IpAddr,
         namespace: &str,
     ) -> Option<&Arc<Service>> {
+        let address = address.to_canonical();
         let exact = self.vips.get(network, &address);
         preferred(exact, namespace).or_else(|| self.blocks.find(network, address, namespace))
     }

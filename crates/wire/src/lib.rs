@@ -15,6 +15,9 @@ pub mod trace;
 
 pub use authority::Authority;
 
+#[cfg(test)]
+mod properties;
+
 /// What is wrong with the bytes of a peer. Carries no copy of them, so it is safe to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
