@@ -1,0 +1,299 @@
+//! Open connections of one data thread, re-checked whenever the view changes.
+//!
+//! # Theory of operation
+//! A connection registers in the same turn in which it was decided, before anything is awaited, so
+//! there is no moment in which a change of the view could pass it by. After each published view
+//! the thread asks again, for every entry, the question it was admitted by; an entry that fails is
+//! told to end and carries the reason. What an entry is told is also what the admin page shows.
+//!
+//! # Invariants
+//! - An entry lives exactly as long as its [`Guard`].
+//! - A thread's entries are touched by that thread alone.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use ambit_model::admit::{self, Admitted, Refusal};
+use ambit_model::reason::Reason;
+use ambit_model::view::View;
+use ambit_model::workload::Workload;
+use serde::Serialize;
+use slab::Slab;
+
+use crate::store::Store;
+
+/// Entries asked in one turn of the thread: about a quarter of a millisecond of work, after which
+/// traffic gets its turn.
+const TURN: usize = 256;
+
+/// What a connection is, as far as it must be asked again.
+#[derive(Debug, Clone)]
+pub enum Decided {
+    /// It came in for a pod of this node.
+    Inbound(Admitted),
+    /// It left a pod of this node.
+    Outbound(Carried),
+}
+
+/// An outbound connection: both ends as they were when it was routed.
+#[derive(Debug, Clone)]
+pub struct Carried {
+    /// The workload it came from.
+    pub source: Arc<Workload>,
+    /// The workload at the other end, if it is one of the mesh.
+    pub upstream: Option<Arc<Workload>>,
+    /// The address dialled.
+    pub next_hop: SocketAddr,
+}
+
+/// What the admin page shows of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    /// The client.
+    pub src: SocketAddr,
+    /// Where the client wanted to go.
+    pub original_dst: Option<String>,
+    /// Where the bytes go.
+    pub actual_dst: String,
+    /// `HBONE` or `TCP`.
+    pub protocol: &'static str,
+    /// Who the peer proved to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+}
+
+/// A registered connection to be described: which pod's, in which direction.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// Uid of the pod.
+    pub pod: String,
+    /// Came in, rather than left.
+    pub inbound: bool,
+    /// The rest.
+    #[serde(flatten)]
+    pub shown: Shown,
+}
+
+struct Entry {
+    pod: Rc<str>,
+    decided: Decided,
+    source: SocketAddr,
+    wanted: Option<Rc<str>>,
+    ended: Option<Refusal>,
+    waker: Option<Waker>,
+}
+
+/// The connections of one thread.
+#[derive(Default)]
+pub struct Live(RefCell<Slab<Entry>>);
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live")
+            .field("open", &self.0.borrow().len())
+            .finish()
+    }
+}
+
+/// A connection's place in the registry. Dropping it takes the connection out.
+pub struct Guard {
+    live: Rc<Live>,
+    key: usize,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("key", &self.key).finish()
+    }
+}
+
+impl Live {
+    /// Registers a connection in the turn in which it was decided.
+    ///
+    /// `wanted` is what the client asked for where that is not an address.
+    pub fn register(
+        self: &Rc<Self>,
+        pod: &Rc<str>,
+        decided: Decided,
+        source: SocketAddr,
+        wanted: Option<Rc<str>>,
+    ) -> Guard {
+        let entry = Entry {
+            pod: Rc::clone(pod),
+            decided,
+            source,
+            wanted,
+            ended: None,
+            waker: None,
+        };
+        let key = self.0.borrow_mut().insert(entry);
+        Guard {
+            live: Rc::clone(self),
+            key,
+        }
+    }
+
+    /// Number of open connections.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Asks again for every connection, on the newest view; tells those that fail to end. Returns
+    /// how many were told.
+    pub async fn recheck(&self, store: &Store) -> usize {
+        let mut told = 0;
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let (count, rest) = store.read(|view| self.recheck_turn(view, from));
+            told += count;
+            next = rest;
+            tokio::task::yield_now().await;
+        }
+        told
+    }
+
+    /// One turn: the entries from `from` on. Returns how many were told to end, and where to go on.
+    fn recheck_turn(&self, view: &View, from: usize) -> (usize, Option<usize>) {
+        let mut entries = self.0.borrow_mut();
+        let until = (from + TURN).min(entries.capacity());
+        let mut wakers = Vec::new();
+        for key in from..until {
+            let Some(entry) = entries.get_mut(key) else {
+                continue;
+            };
+            if entry.ended.is_some() {
+                continue;
+            }
+            if let Err(refusal) = still_right(view, &entry.decided) {
+                entry.ended = Some(refusal);
+                wakers.push(entry.waker.take());
+            }
+        }
+        let rest = (until < entries.capacity()).then_some(until);
+        drop(entries);
+        let told = wakers.len();
+        wakers.into_iter().flatten().for_each(Waker::wake);
+        (told, rest)
+    }
+
+    /// Every open connection, for the admin page.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        self.0
+            .borrow()
+            .iter()
+            .map(|(_, entry)| listed(entry))
+            .collect()
+    }
+}
+
+impl Guard {
+    /// Waits until the connection may not go on, and says why. Cancel safe.
+    pub async fn ended(&self) -> Refusal {
+        poll_fn(|cx| {
+            let mut entries = self.live.0.borrow_mut();
+            let Some(entry) = entries.get_mut(self.key) else {
+                return Poll::Ready(Reason::Bug.into());
+            };
+            match &entry.ended {
+                Some(refusal) => Poll::Ready(refusal.clone()),
+                None => {
+                    if !entry
+                        .waker
+                        .as_ref()
+                        .is_some_and(|waker| waker.will_wake(cx.waker()))
+                    {
+                        entry.waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.live.0.borrow_mut().try_remove(self.key);
+    }
+}
+
+fn still_right(view: &View, decided: &Decided) -> Result<(), Refusal> {
+    match decided {
+        Decided::Inbound(admitted) => admit::still_admitted(view, admitted),
+        Decided::Outbound(carried) => still_carried(view, carried).map_err(Refusal::from),
+    }
+}
+
+/// Whether an outbound connection still joins the two workloads it was made for.
+///
+/// Policies are enforced where a connection arrives. What may change at this end is who the ends
+/// are: a source that has become somebody else, or an address that now is another workload's. That
+/// a better route exists, or that the other end is going away, is no reason to cut a connection.
+///
+/// # Errors
+/// Why it may not go on.
+fn still_carried(view: &View, carried: &Carried) -> Result<(), Reason> {
+    let changed = |known: &Workload| {
+        let now = view.workload(&known.uid);
+        now.is_some_and(|now| now.identity != known.identity)
+    };
+    if changed(&carried.source) {
+        return Err(Reason::UnknownSource);
+    }
+    let Some(upstream) = &carried.upstream else {
+        return Ok(());
+    };
+    if changed(upstream) {
+        return Err(Reason::PeerIdentityMismatch);
+    }
+    let there = view.workload_at(&upstream.network, carried.next_hop.ip());
+    let taken_over = |now: &Arc<Workload>| now.identity != upstream.identity;
+    if view.workload(&upstream.uid).is_none() && there.is_some_and(taken_over) {
+        return Err(Reason::PeerIdentityMismatch);
+    }
+    Ok(())
+}
+
+fn listed(entry: &Entry) -> Listed {
+    let wanted = entry.wanted.as_deref().map(str::to_owned);
+    let shown = match &entry.decided {
+        Decided::Inbound(admitted) => Shown {
+            src: entry.source,
+            original_dst: wanted,
+            actual_dst: admitted.upstream().to_string(),
+            protocol: if admitted.peer().is_some() {
+                "HBONE"
+            } else {
+                "TCP"
+            },
+            peer: admitted.peer().map(ToString::to_string),
+        },
+        Decided::Outbound(carried) => Shown {
+            src: entry.source,
+            original_dst: wanted,
+            actual_dst: carried.next_hop.to_string(),
+            protocol: match &carried.upstream {
+                Some(up) if up.protocol == ambit_model::workload::Protocol::Hbone => "HBONE",
+                _ => "TCP",
+            },
+            peer: None,
+        },
+    };
+    Listed {
+        pod: entry.pod.to_string(),
+        inbound: matches!(entry.decided, Decided::Inbound(_)),
+        shown,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Which connections a change of the view ends.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ambit_model::admit::{self, Arrival, Inbound};
+use ambit_model::identity::Identity;
+use ambit_model::policy::{
+    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch, Value,
+};
+use ambit_model::reason::Reason;
+use ambit_model::update::Change;
+use ambit_model::workload::{Protocol, Workload};
+use futures_util::FutureExt;
+
+use super::{Carried, Decided, Guard, Live};
+use crate::store::Store;
+
+fn identity(name: &str) -> Identity {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}")
+        .parse()
+        .unwrap()
+}
+
+fn workload(name: &str, address: &str) -> Workload {
+    let mut workload = Workload::new(
+        format!("c//Pod/shop/{name}").into(),
+        name.into(),
+        identity(name),
+    );
+    workload.addresses.push(address.parse().unwrap());
+    workload.protocol = Protocol::Hbone;
+    workload
+}
+
+fn deny(name: &str, principal: &str) -> Change {
+    let matches = Match {
+        principals: vec![Value::Known(StringMatch::Exact(principal.into()))],
+        ..Match::default()
+    };
+    Change::UpsertPolicy(Policy {
+        key: PolicyKey::new("shop", name),
+        scope: Scope::Namespace,
+        action: Action::Deny,
+        dry_run: false,
+        rules: vec![Rule {
+            clauses: vec![Clause {
+                matches: vec![matches],
+            }],
+        }],
+    })
+}
+
+fn store() -> Store {
+    let store = Store::default();
+    store.apply(
+        [workload("web", "10.0.0.1"), workload("cart", "10.0.0.2")].map(Change::UpsertWorkload),
+    );
+    store
+}
+
+fn inbound(store: &Store, live: &Rc<Live>, from: &str) -> Guard {
+    let authority = ambit_wire::Authority::parse(b"10.0.0.2:8080").unwrap();
+    let peer = identity(from);
+    let source = "10.0.0.1:4000".parse().unwrap();
+    let inbound = Inbound {
+        local: "c//Pod/shop/cart",
+        connection: "10.0.0.2:15008".parse().unwrap(),
+        peer_address: source,
+        arrival: Arrival::Tunnel {
+            authority: &authority,
+            peer: &peer,
+        },
+    };
+    let admitted = store.read(|view| admit::admit(view, &inbound)).unwrap();
+    live.register(&Rc::from("uid"), Decided::Inbound(admitted), source, None)
+}
+
+fn outbound(store: &Store, live: &Rc<Live>) -> Guard {
+    let (source, upstream) = store.read(|view| {
+        let find = |name| Arc::clone(view.workload(name).unwrap());
+        (find("c//Pod/shop/web"), find("c//Pod/shop/cart"))
+    });
+    let carried = Carried {
+        source,
+        upstream: Some(upstream),
+        next_hop: "10.0.0.2:15008".parse().unwrap(),
+    };
+    let client = "10.0.0.1:4000".parse().unwrap();
+    live.register(&Rc::from("uid"), Decided::Outbound(carried), client, None)
+}
+
+#[tokio::test]
+async fn a_new_policy_ends_what_it_forbids_and_nothing_else() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let web = inbound(&store, &live, "web");
+    let other = inbound(&store, &live, "other");
+    store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
+    assert_eq!(live.recheck(&store).await, 1);
+    let refusal = web.ended().now_or_never().unwrap();
+    assert_eq!(refusal.reason, Reason::PolicyChanged);
+    assert_eq!(refusal.policy, Some(PolicyKey::new("shop", "no-web")));
+    assert!(other.ended().now_or_never().is_none());
+    assert_eq!(live.recheck(&store).await, 0, "told once");
+    drop((web, other));
+    assert_eq!(live.open(), 0);
+}
+
+#[tokio::test]
+async fn a_policy_that_a_workload_comes_to_list_counts_too() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let guard = inbound(&store, &live, "web");
+    let Change::UpsertPolicy(mut policy) = deny("picked", "cluster.local/ns/shop/sa/web") else {
+        unreachable!()
+    };
+    policy.scope = Scope::WorkloadSelector;
+    store.apply([Change::UpsertPolicy(policy)]);
+    assert_eq!(live.recheck(&store).await, 0);
+    let mut cart = workload("cart", "10.0.0.2");
+    cart.policies.push(PolicyKey::new("shop", "picked"));
+    store.apply([Change::UpsertWorkload(cart)]);
+    assert_eq!(live.recheck(&store).await, 1);
+    assert!(guard.ended().now_or_never().is_some());
+}
+
+#[tokio::test]
+async fn wakes_the_connection_it_ends() {
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let (store, live) = (store(), Rc::new(Live::default()));
+            let guard = inbound(&store, &live, "web");
+            let waiting = tokio::task::spawn_local(async move { guard.ended().await });
+            tokio::task::yield_now().await;
+            store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
+            live.recheck(&store).await;
+            assert_eq!(waiting.await.unwrap().reason, Reason::PolicyChanged);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_outbound_connection_ends_when_its_far_end_becomes_somebody_else() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let guard = outbound(&store, &live);
+    store.apply([Change::RemoveAddress("c//Pod/shop/cart".into())]);
+    assert_eq!(
+        live.recheck(&store).await,
+        0,
+        "a pod that goes away may finish"
+    );
+    let mut heir = workload("heir", "10.0.0.2");
+    heir.uid = "c//Pod/shop/heir".into();
+    store.apply([Change::UpsertWorkload(heir)]);
+    assert_eq!(live.recheck(&store).await, 1);
+    assert_eq!(
+        guard.ended().now_or_never().unwrap().reason,
+        Reason::PeerIdentityMismatch
+    );
+}
+
+#[tokio::test]
+async fn every_turn_is_asked() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let guards: Vec<_> = (0..1000).map(|_| inbound(&store, &live, "web")).collect();
+    store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
+    assert_eq!(live.recheck(&store).await, 1000);
+    assert_eq!(live.list().len(), guards.len());
+}

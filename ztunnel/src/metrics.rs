@@ -1,0 +1,206 @@
+//! What the node proxy counts, and how one connection finds its counters.
+//!
+//! # Theory of operation
+//! A label set is looked up in the registry once, under the registry's lock; the data threads must
+//! not take that lock for each connection. So every thread keeps the handles it used lately, by
+//! the identity of the records they were made from. A view change makes new records and thereby
+//! new keys; handles that were not used for a sweep are let go, so that the registry can expire
+//! them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ambit_model::service::Service;
+use ambit_model::workload::Workload;
+use ambit_observe::access::AccessLog;
+use ambit_observe::metrics::{Family, Handle, Registry};
+use ambit_observe::traffic::{Reporter, Tcp};
+
+ambit_observe::series! {
+    /// Sockets, by the side that has them.
+    pub struct Sockets {
+        /// Connections being relayed.
+        open: Gauge = ("istio_tcp_sockets_open", "Connections open now (unstable)."),
+    }
+}
+
+ambit_observe::series! {
+    /// Messages from the control plane, by type.
+    pub struct XdsMessages {
+        /// How many.
+        messages: Counter = ("istio_xds_message", "Total number of messages received (unstable)."),
+        /// How large.
+        bytes: Counter = ("istio_xds_message_bytes", "Total number of bytes received (unstable)."),
+    }
+}
+
+ambit_observe::series! {
+    /// Ends of control-plane streams, by reason.
+    pub struct XdsEnds {
+        /// How many.
+        terminations: Counter = ("istio_xds_connection_terminations", "The total number of completed connections to the xds server (unstable)."),
+    }
+}
+
+ambit_observe::series! {
+    /// Pods of this node.
+    pub struct Pods {
+        /// Served.
+        active: Gauge = ("workload_manager_active_proxy_count", "The total number current workloads with active proxies (unstable)."),
+        /// Wanted, not served yet.
+        pending: Gauge = ("workload_manager_pending_proxy_count", "The total number current workloads with pending proxies (unstable)."),
+        /// Ever started.
+        started: Counter = ("workload_manager_proxies_started", "The total number of proxies that were started (unstable)."),
+        /// Ever stopped.
+        stopped: Counter = ("workload_manager_proxies_stopped", "The total number of proxies that were stopped (unstable)."),
+    }
+}
+
+/// Every family. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Connections.
+    pub tcp: Family<Tcp>,
+    /// Open sockets.
+    pub sockets: Family<Sockets>,
+    /// Control-plane messages.
+    pub xds_messages: Family<XdsMessages>,
+    /// Control-plane stream ends.
+    pub xds_ends: Family<XdsEnds>,
+    /// Pods.
+    pub pods: Handle<Pods>,
+}
+
+impl Metrics {
+    /// Registers every family.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            tcp: registry.family(),
+            sockets: registry.family(),
+            xds_messages: registry.family(),
+            xds_ends: registry.family(),
+            pods: registry.single(),
+        }
+    }
+}
+
+/// Handles that one thread keeps at most. Beyond it all are let go and found again: a node with
+/// that many pairs of workloads in one minute pays a lock for some of its connections.
+const MOST: usize = 4096;
+
+/// By what a handle is found again: the records it was made from, by address. The entry holds
+/// the records, so an address cannot come to mean another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    reporter: &'static str,
+    source: *const Workload,
+    destination: *const Workload,
+    service: *const Service,
+    flag: &'static str,
+    mutual_tls: bool,
+}
+
+/// The records that make a label set.
+#[derive(Debug, Clone, Default)]
+pub struct Records {
+    /// Client.
+    pub source: Option<Arc<Workload>>,
+    /// Server.
+    pub destination: Option<Arc<Workload>>,
+    /// Service.
+    pub service: Option<Arc<Service>>,
+}
+
+struct Kept {
+    handle: Handle<Tcp>,
+    _records: Records,
+    used: bool,
+}
+
+/// What one data thread reports through.
+pub struct Telemetry {
+    /// The families.
+    pub metrics: Metrics,
+    /// Where records go.
+    pub access: AccessLog,
+    /// Open sockets of outbound connections.
+    pub outbound_sockets: Handle<Sockets>,
+    /// Open sockets of inbound connections.
+    pub inbound_sockets: Handle<Sockets>,
+    kept: RefCell<HashMap<Key, Kept>>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry")
+            .field("kept", &self.kept.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Telemetry {
+    /// Reports through these.
+    #[must_use]
+    pub fn new(metrics: Metrics, access: AccessLog) -> Self {
+        let sockets = |reporter: Reporter| {
+            metrics
+                .sockets
+                .resolve(|labels| labels.closed("reporter", reporter.as_str()))
+        };
+        Self {
+            outbound_sockets: sockets(Reporter::Source),
+            inbound_sockets: sockets(Reporter::Destination),
+            metrics,
+            access,
+            kept: RefCell::default(),
+        }
+    }
+
+    /// The counters for `records`, as `find` resolves them where they are not kept.
+    pub fn counters(
+        &self,
+        reporter: Reporter,
+        records: &Records,
+        flag: &'static str,
+        mutual_tls: bool,
+        find: impl FnOnce(&Family<Tcp>) -> Handle<Tcp>,
+    ) -> Handle<Tcp> {
+        let key = Key {
+            reporter: reporter.as_str(),
+            source: address(records.source.as_ref()),
+            destination: address(records.destination.as_ref()),
+            service: address(records.service.as_ref()),
+            flag,
+            mutual_tls,
+        };
+        let mut kept = self.kept.borrow_mut();
+        if let Some(entry) = kept.get_mut(&key) {
+            entry.used = true;
+            return entry.handle.clone();
+        }
+        let handle = find(&self.metrics.tcp);
+        if kept.len() >= MOST {
+            kept.clear();
+        }
+        let entry = Kept {
+            handle: handle.clone(),
+            _records: records.clone(),
+            used: true,
+        };
+        kept.insert(key, entry);
+        handle
+    }
+
+    /// Lets go of handles that were not used since the last sweep.
+    pub fn sweep(&self) {
+        self.kept
+            .borrow_mut()
+            .retain(|_, entry| std::mem::take(&mut entry.used));
+    }
+}
+
+fn address<T>(record: Option<&Arc<T>>) -> *const T {
+    record.map_or(std::ptr::null(), Arc::as_ptr)
+}
