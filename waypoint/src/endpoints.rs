@@ -125,6 +125,22 @@ impl Endpoint {
     }
 }
 
+/// A copy has no load of its own yet.
+impl Clone for Endpoint {
+    fn clone(&self) -> Self {
+        Self {
+            address: self.address,
+            transport: self.transport,
+            weight: self.weight,
+            priority: self.priority,
+            health: self.health,
+            locality: self.locality.clone(),
+            workload: self.workload.clone(),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+}
+
 /// A request in flight to an endpoint; ends when dropped.
 #[derive(Debug)]
 pub struct InFlight(Arc<Endpoint>);

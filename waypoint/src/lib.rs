@@ -6,7 +6,7 @@
 //! on to the endpoints over HBONE with its own identity.
 //!
 //! # Theory of operation
-//! Control side: resources arrive over delta ADS, `envoy.rs` compiles them into a [`plan`], and the
+//! Control side: resources arrive over delta ADS, [`envoy`] compiles them into a [`plan`], and the
 //! plan is replaced as a whole behind one atomic pointer. Data side: each data thread accepts HBONE
 //! connections and serves each stream from the plan it loads; [`request`] lists the steps of one
 //! request.
@@ -16,6 +16,7 @@
 //! chain that has none refuses its connections. Nothing fails open.
 
 pub mod endpoints;
+pub mod envoy;
 pub mod filter;
 pub mod format;
 pub mod plan;

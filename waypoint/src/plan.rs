@@ -72,7 +72,7 @@ impl Plan {
 /// How HBONE arrives: the `connect_terminate` listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TunnelIn {
-    /// Trust domains whose workloads may connect. Never empty: a listener without one is refused.
+    /// Trust domains whose workloads may connect. Empty means our own only.
     pub trust_domains: Vec<Name>,
     /// Rules on the CONNECT itself (layered policies), in order.
     pub rules: Vec<Arc<Rules>>,
@@ -224,8 +224,8 @@ pub struct TcpChain {
     pub rules: Vec<Arc<Rules>>,
     /// Where the bytes go.
     pub clusters: WeightedClusters,
-    /// Ends a connection with no byte in either direction for so long. `None`: Envoy's default,
-    /// [`TCP_IDLE_TIMEOUT`]. `Some(ZERO)` means never.
+    /// Ends a connection with no byte in either direction for so long. `None`: never. The compiler
+    /// has put in [`TCP_IDLE_TIMEOUT`] where the configuration is silent.
     pub idle_timeout: Option<Duration>,
     /// Ends a connection this long after it began.
     pub max_duration: Option<Duration>,
@@ -468,9 +468,9 @@ pub enum LogFilter {
     /// One of these response flags, or any flag if the list is empty.
     Flags(Vec<Name>),
     /// All of them.
-    All(Vec<LogFilter>),
+    All(Vec<Self>),
     /// One of them.
-    Any(Vec<LogFilter>),
+    Any(Vec<Self>),
 }
 
 impl LogFilter {

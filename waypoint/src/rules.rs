@@ -58,11 +58,11 @@ pub enum Condition {
     /// Always (`true`) or never.
     Constant(bool),
     /// All of them.
-    All(Vec<Condition>),
+    All(Vec<Self>),
     /// One of them.
-    Any(Vec<Condition>),
+    Any(Vec<Self>),
     /// Not this one.
-    Not(Box<Condition>),
+    Not(Box<Self>),
     /// A header or pseudo header.
     Header(HeaderMatch),
     /// The path without query.

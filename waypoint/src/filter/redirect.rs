@@ -74,13 +74,12 @@ fn default_port(scheme: &str) -> Option<u16> {
 
 /// `host:port` apart; an IPv6 literal keeps its brackets.
 fn split_port(authority: &str) -> (&str, Option<u16>) {
-    match authority.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && !(host.contains(':') && !host.ends_with(']')) => {
-            match port.parse() {
-                Ok(port) => (host, Some(port)),
-                Err(_) => (authority, None),
-            }
-        }
+    let Some((host, port)) = authority.rsplit_once(':') else {
+        return (authority, None);
+    };
+    let bare_v6 = host.contains(':') && !host.ends_with(']');
+    match port.parse() {
+        Ok(port) if !host.is_empty() && !bare_v6 => (host, Some(port)),
         _ => (authority, None),
     }
 }
@@ -103,6 +102,11 @@ mod tests {
             path_and_query: None,
             strip_query: false,
         }
+    }
+
+    fn to(redirect: Redirect, authority: &'static str, from: &'static str) -> Option<String> {
+        let any = PathMatch::Prefix(StringMatch::new(StringTest::Prefix((*b"/a").into()), false));
+        redirect.location("http", authority, from, &any)
     }
 
     #[test]
