@@ -1,0 +1,138 @@
+//! The connection below the engine, one driver turn at a time.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::settings::TURN_BYTES;
+
+/// The connection, shared by the engine that reads and writes it and the driver that ends a turn.
+///
+/// Reading stops after [`TURN_BYTES`] in a turn, so that the driver can hand out what arrived.
+/// Flushing is put off to the end of the turn, so that the frames of many streams leave in one write:
+/// the engine asks for a flush after every large frame.
+pub(crate) struct Turn<T> {
+    shared: Rc<Shared<T>>,
+}
+
+struct Shared<T> {
+    io: RefCell<T>,
+    left: Cell<usize>,
+    received: Cell<u64>,
+    unflushed: Cell<bool>,
+}
+
+impl<T> Turn<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Self {
+            shared: Rc::new(Shared {
+                io: RefCell::new(io),
+                left: Cell::new(TURN_BYTES),
+                received: Cell::new(0),
+                unflushed: Cell::new(false),
+            }),
+        }
+    }
+
+    /// A second handle, for the driver.
+    pub(crate) fn handle(&self) -> Self {
+        Self {
+            shared: Rc::clone(&self.shared),
+        }
+    }
+
+    /// Begins a turn.
+    pub(crate) fn begin(&self) {
+        self.shared.left.set(TURN_BYTES);
+    }
+
+    /// Bytes received so far: a sign of life.
+    pub(crate) fn received(&self) -> u64 {
+        self.shared.received.get()
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Turn<T> {
+    /// Ends a turn: what was written leaves. Not being able to write now is no error; the task is
+    /// woken when it can go on.
+    pub(crate) fn end(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.shared.unflushed.get() {
+            return Ok(());
+        }
+        match Pin::new(&mut *self.shared.io.borrow_mut()).poll_flush(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(result) => {
+                self.shared.unflushed.set(false);
+                result
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for Turn<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn")
+            .field("received", &self.shared.received)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Turn<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let shared = &self.shared;
+        if shared.left.get() == 0 {
+            cx.waker().wake_by_ref(); // there may be more, for the next turn
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut *shared.io.borrow_mut()).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        shared.left.set(shared.left.get().saturating_sub(read));
+        shared
+            .received
+            .set(shared.received.get().wrapping_add(read as u64));
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Turn<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.unflushed.set(true);
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.unflushed.set(true);
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.shared.io.borrow().is_write_vectored()
+    }
+
+    /// Put off to [`Turn::end`].
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.io.borrow_mut()).poll_shutdown(cx)
+    }
+}
