@@ -105,15 +105,14 @@ impl OpenError {
 }
 
 /// A stream's failure as its reader or writer sees it. A reset stays recognisable.
-pub(crate) fn stream_error(error: h2::Error) -> io::Error {
+pub(crate) fn stream_error(error: &h2::Error) -> io::Error {
     let text = error.to_string();
     if error.is_reset() {
         return io::Error::new(io::ErrorKind::ConnectionReset, text);
     }
-    match error.into_io() {
-        Some(io) => io,
-        None => io::Error::new(io::ErrorKind::ConnectionAborted, text),
-    }
+    // Not the kind of the failure below: a broken pipe there would read as the peer's wish for no
+    // more bytes on this one stream.
+    io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }
 
 /// A server that sent all it had and wants no more says so with a reset that is no error

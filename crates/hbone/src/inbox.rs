@@ -173,10 +173,7 @@ impl Inboxes {
             .iter()
             .map(|(_, inbox)| Rc::clone(inbox))
             .collect();
-        let cut = inboxes
-            .iter()
-            .filter(|inbox| inbox.arrived.borrow().end.is_none())
-            .count();
+        let cut = inboxes.iter().filter(|inbox| inbox.is_cut()).count();
         for inbox in inboxes {
             inbox.collect();
             inbox.fail(gone());
@@ -296,7 +293,7 @@ impl Arrived {
                     self.end = Some(End::Finished);
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let error = stream_error(error);
+                    let error = stream_error(&error);
                     self.end = Some(End::Failed(error.kind(), Some(error)));
                 }
             }

@@ -292,7 +292,7 @@ impl Exchange {
         let send = self
             .respond
             .send_response(response, false)
-            .map_err(stream_error)?;
+            .map_err(|error| stream_error(&error))?;
         self.settle();
         let receive = self.receive.take().ok_or_else(gone)?;
         Stream::new(

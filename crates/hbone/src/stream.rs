@@ -13,7 +13,7 @@ use h2::{Reason, RecvStream, SendStream};
 
 pub use io_adapter::StreamIo;
 
-use crate::error::{stream_error, wants_no_more};
+use crate::error::{gone, stream_error, wants_no_more};
 use crate::inbox::{Inbox, Inboxes};
 
 /// Writes below this are joined until a flush: each would be a frame of its own, and peers charge
@@ -125,7 +125,11 @@ impl Sink for StreamSink {
         ready!(self.poll_send_joined(cx))?;
         let room = ready!(self.poll_room(cx, data.len()))?;
         let piece = data.split_to(room.min(data.len()));
-        Poll::Ready(self.send.send_data(piece, false).map_err(sink_error))
+        Poll::Ready(
+            self.send
+                .send_data(piece, false)
+                .map_err(|error| sink_error(&error)),
+        )
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -140,7 +144,7 @@ impl Sink for StreamSink {
         // The one empty frame that is ever sent: it carries END_STREAM and takes no credit.
         self.send
             .send_data(Bytes::new(), true)
-            .map_err(sink_error)?;
+            .map_err(|error| sink_error(&error))?;
         self.ended = true;
         Poll::Ready(Ok(()))
     }
@@ -151,7 +155,7 @@ impl Sink for StreamSink {
                 reset_kind(reason),
                 reason.description().to_owned(),
             )),
-            Err(error) => Poll::Ready(sink_error(error)),
+            Err(error) => Poll::Ready(sink_error(&error)),
         }
     }
 
@@ -170,9 +174,19 @@ impl StreamSink {
         while self.joined.has_remaining() {
             let room = ready!(self.poll_room(cx, self.joined.len()))?;
             let piece = self.joined.split_to(room.min(self.joined.len())).freeze();
-            self.send.send_data(piece, false).map_err(sink_error)?;
+            self.send
+                .send_data(piece, false)
+                .map_err(|error| sink_error(&error))?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Why the engine takes nothing more for this stream.
+    fn why_closed(&mut self, cx: &mut Context<'_>) -> io::Error {
+        match self.poll_broken(cx) {
+            Poll::Ready(error) => error,
+            Poll::Pending => gone(),
+        }
     }
 
     /// How much may be sent now, as one frame: the peer's credit and our own buffer allow it.
@@ -186,16 +200,16 @@ impl StreamSink {
             }
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(sink_error(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+                Some(Err(error)) => return Poll::Ready(Err(sink_error(&error))),
+                None => return Poll::Ready(Err(self.why_closed(cx))),
             }
         }
     }
 }
 
 /// As [`stream_error`], but the peer's wish for no more bytes is no reset of what it sent.
-fn sink_error(error: h2::Error) -> io::Error {
-    if wants_no_more(&error) {
+fn sink_error(error: &h2::Error) -> io::Error {
+    if wants_no_more(error) {
         return io::Error::new(io::ErrorKind::BrokenPipe, error.to_string());
     }
     stream_error(error)

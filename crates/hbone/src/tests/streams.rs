@@ -372,8 +372,12 @@ fn losing_the_connection_fails_every_stream_and_not_as_an_end() {
         let turning = tokio::task::spawn_local(async move { incoming.next().await });
         let (mut source, mut sink) = opening.await.unwrap().stream.split();
         turning.abort();
-        assert!(read(&mut source).await.is_err());
-        assert!(write(&mut sink, vec![0; 100_000]).await.is_err());
+        let failed = ErrorKind::ConnectionAborted;
+        assert_eq!(read(&mut source).await.unwrap_err().kind(), failed);
+        assert_eq!(
+            write(&mut sink, vec![0; 100_000]).await.unwrap_err().kind(),
+            failed
+        );
         assert!(driver.await.unwrap().is_err());
         assert!(!tunnel.is_ready());
         assert!(matches!(
