@@ -1,0 +1,134 @@
+//! The life of one certificate, without clock, randomness or I/O.
+
+use std::time::{Duration, SystemTime};
+
+use ambit_runtime::backoff::Backoff;
+
+/// Pauses after a failure with nothing valid in hand: connections are failing, so attempts come
+/// often, but a node of a hundred identities still asks a struggling authority only some ten
+/// times a second.
+const URGENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// Pauses after a failure with a valid certificate in hand; 150 s as in Istio's proxies.
+const CALM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(150));
+/// Renewals are never closer than this, whatever lifetimes the authority gives.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
+
+/// What a certificate's life is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// There never was one; the next attempt is planned.
+    Absent,
+    /// There never was one; it is being requested.
+    Requesting,
+    /// In use.
+    Valid,
+    /// In use, while its successor is being requested.
+    Renewing,
+    /// Its time is over and it has no successor yet.
+    Expired,
+}
+
+/// From when to when a certificate is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Start.
+    pub not_before: SystemTime,
+    /// End; not valid at this moment any more.
+    pub not_after: SystemTime,
+}
+
+/// The life of the certificate of one identity.
+#[derive(Debug, Clone)]
+pub struct Life {
+    held: Option<Validity>,
+    attempt: Attempt,
+    urgent: Backoff,
+    calm: Backoff,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Planned(SystemTime),
+    Running,
+}
+
+impl Life {
+    /// Begins without a certificate and with an attempt due at once.
+    pub fn new(now: SystemTime) -> Self {
+        Self {
+            held: None,
+            attempt: Attempt::Planned(now),
+            urgent: Backoff::new(URGENT.0, URGENT.1),
+            calm: Backoff::new(CALM.0, CALM.1),
+        }
+    }
+
+    /// What it is at.
+    pub fn phase(&self, now: SystemTime) -> Phase {
+        match (self.held, self.attempt) {
+            (None, Attempt::Planned(_)) => Phase::Absent,
+            (None, Attempt::Running) => Phase::Requesting,
+            (Some(held), _) if now >= held.not_after => Phase::Expired,
+            (Some(_), Attempt::Planned(_)) => Phase::Valid,
+            (Some(_), Attempt::Running) => Phase::Renewing,
+        }
+    }
+
+    /// When the next attempt is due; nothing while one is running.
+    pub fn due(&self) -> Option<SystemTime> {
+        match self.attempt {
+            Attempt::Planned(at) => Some(at),
+            Attempt::Running => None,
+        }
+    }
+
+    /// Orders lives that are due: the one without a certificate, then the one that expires first.
+    pub fn expiry(&self) -> Option<SystemTime> {
+        self.held.map(|held| held.not_after)
+    }
+
+    /// Whether a failure stands between now and the next attempt, with nothing valid in hand.
+    pub fn is_failing(&self, now: SystemTime) -> bool {
+        let waiting = matches!(self.attempt, Attempt::Planned(at) if at > now);
+        waiting && matches!(self.phase(now), Phase::Absent | Phase::Expired)
+    }
+
+    /// An attempt begins.
+    pub fn begin(&mut self) {
+        self.attempt = Attempt::Running;
+    }
+
+    /// The attempt brought a certificate. It is renewed at 40 to 50 % of its life: before the half,
+    /// so that there is a long time for retries, and spread, so that the certificates of a node,
+    /// which began together, do not all renew together.
+    pub fn issued(&mut self, validity: Validity, now: SystemTime, random: u64) {
+        let life = validity
+            .not_after
+            .duration_since(validity.not_before)
+            .unwrap_or_default();
+        // Thousandths of the life.
+        let share = 400 + u32::try_from(random % 101).unwrap_or(0);
+        let renewal = validity.not_before + (life / 1000).saturating_mul(share);
+        self.held = Some(validity);
+        self.attempt = Attempt::Planned(renewal.max(now + LEAST_LIFE));
+        self.urgent.reset();
+        self.calm.reset();
+    }
+
+    /// The attempt failed.
+    pub fn failed(&mut self, now: SystemTime, random: u64) {
+        let valid_until = self
+            .held
+            .map(|held| held.not_after)
+            .filter(|end| *end > now);
+        let next = match valid_until {
+            None => now + self.urgent.next(random),
+            // Not after the end: from then on it is urgent. And not in a spin just before it.
+            Some(end) => (now + self.calm.next(random)).min(end.max(now + URGENT.0)),
+        };
+        self.attempt = Attempt::Planned(next);
+    }
+}
+
+#[cfg(test)]
+mod tests;
