@@ -19,6 +19,7 @@ pub mod endpoints;
 pub mod envoy;
 pub mod filter;
 pub mod format;
+pub mod guard;
 pub mod plan;
 pub mod request;
 pub mod routes;
