@@ -63,7 +63,8 @@ pub enum NamespaceError {
 #[derive(Debug, Default)]
 pub struct Claims {
     host: Vec<NetnsId>,
-    held: Mutex<HashMap<NetnsId, String>>,
+    /// The pod, and how many times it holds the namespace.
+    held: Mutex<HashMap<NetnsId, (String, usize)>>,
 }
 
 impl Claims {
@@ -89,8 +90,9 @@ impl Claims {
 
     fn claim(&self, id: NetnsId, uid: &str) -> Result<(), NamespaceError> {
         let mut held = self.held.lock();
-        let holder = held.entry(id).or_insert_with(|| uid.to_owned());
+        let (holder, times) = held.entry(id).or_insert_with(|| (uid.to_owned(), 0));
         if holder == uid {
+            *times += 1;
             return Ok(());
         }
         Err(NamespaceError::Taken {
@@ -100,7 +102,13 @@ impl Claims {
     }
 
     fn release(&self, id: NetnsId) {
-        self.held.lock().remove(&id);
+        let mut held = self.held.lock();
+        if let Some((_, times)) = held.get_mut(&id) {
+            *times = times.saturating_sub(1);
+            if *times == 0 {
+                held.remove(&id);
+            }
+        }
     }
 }
 

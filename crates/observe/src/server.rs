@@ -270,6 +270,12 @@ impl Routes {
         );
     }
 
+    /// Moves every path of `other` here, for a program that has one server for all.
+    pub fn absorb(&self, other: &Self) {
+        let mut moved = std::mem::take(&mut *other.paths.write());
+        self.paths.write().append(&mut moved);
+    }
+
     /// `(method, path, what it is for)` of every route.
     pub fn index(&self) -> Vec<(String, String, &'static str)> {
         let paths = self.paths.read();
