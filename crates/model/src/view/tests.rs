@@ -18,6 +18,7 @@ fn prefers_pods_then_tunnels_then_health_at_one_address() {
         ..pod("shop", "a2", "10.0.0.1")
     };
     let external = Workload {
+        protocol: Protocol::Hbone,
         addresses: [ip("10.0.0.1")].into_iter().collect(),
         ..Workload::new("entry".into(), "entry".into(), identity("shop", "entry"))
     };
