@@ -62,10 +62,10 @@ pub const POOL_STREAMS: u32 = 100;
 pub(crate) const TURN_BYTES: usize = 256 * 1024;
 
 /// The engine charges each frame below 256 bytes with what it lacks to 256, until the frame leaves
-/// the engine, and ends the connection when this allowance is used up. One turn can bring at most
-/// `TURN_BYTES / 10` frames of one byte, and 255 for each of those is the smallest allowance that a
-/// peer cannot use up by sending alone.
-pub(crate) const SMALL_FRAME_ALLOWANCE: usize = (TURN_BYTES / 10 + 1) * 255;
+/// the engine, and ends the connection when this allowance is used up. One turn can bring `TURN_BYTES`
+/// and once more the engine's read buffer, which is smaller; a frame of one byte is 10 bytes there and
+/// is charged 255. So a peer cannot use this up by sending alone.
+pub(crate) const SMALL_FRAME_ALLOWANCE: usize = 2 * TURN_BYTES / 10 * 255;
 
 /// Streams that a peer opened and reset before we took them (CVE-2023-44487): the engine's default,
 /// above what any honest burst shows since they are taken at once.
