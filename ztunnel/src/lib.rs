@@ -1,8 +1,20 @@
 //! The node proxy.
 
+pub mod app;
 pub mod config;
+pub mod credential;
+pub mod dial;
+pub mod dump;
+pub mod explain;
+pub mod flag;
+pub mod inbound;
 pub mod inpod;
 pub mod live;
 pub mod metrics;
+pub mod outbound;
+pub mod passthrough;
+pub mod pod;
+pub mod pods;
 pub mod record;
 pub mod store;
+pub mod worker;

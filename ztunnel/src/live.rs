@@ -49,6 +49,10 @@ pub struct Carried {
     pub upstream: Option<Arc<Workload>>,
     /// The address dialled.
     pub next_hop: SocketAddr,
+    /// Through a tunnel, rather than plain.
+    pub tunnel: bool,
+    /// Where the application wanted to go.
+    pub wanted: SocketAddr,
 }
 
 /// What the admin page shows of a connection.
@@ -91,12 +95,16 @@ struct Entry {
 
 /// The connections of one thread.
 #[derive(Default)]
-pub struct Live(RefCell<Slab<Entry>>);
+pub struct Live {
+    entries: RefCell<Slab<Entry>>,
+    /// Who waits for a pod to have no connections. Rare: only while it is drained.
+    waiting: RefCell<Vec<Waker>>,
+}
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Live")
-            .field("open", &self.0.borrow().len())
+            .field("open", &self.entries.borrow().len())
             .finish()
     }
 }
@@ -132,7 +140,7 @@ impl Live {
             ended: None,
             waker: None,
         };
-        let key = self.0.borrow_mut().insert(entry);
+        let key = self.entries.borrow_mut().insert(entry);
         Guard {
             live: Rc::clone(self),
             key,
@@ -142,7 +150,7 @@ impl Live {
     /// Number of open connections.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.0.borrow().len()
+        self.entries.borrow().len()
     }
 
     /// Asks again for every connection, on the newest view; tells those that fail to end. Returns
@@ -161,7 +169,7 @@ impl Live {
 
     /// One turn: the entries from `from` on. Returns how many were told to end, and where to go on.
     fn recheck_turn(&self, view: &View, from: usize) -> (usize, Option<usize>) {
-        let mut entries = self.0.borrow_mut();
+        let mut entries = self.entries.borrow_mut();
         let until = (from + TURN).min(entries.capacity());
         let mut wakers = Vec::new();
         for key in from..until {
@@ -183,10 +191,39 @@ impl Live {
         (told, rest)
     }
 
+    /// Tells every connection of `pod` to end.
+    pub fn end(&self, pod: &str, reason: Reason) {
+        let mut wakers = Vec::new();
+        for (_, entry) in self.entries.borrow_mut().iter_mut() {
+            if *entry.pod == *pod && entry.ended.is_none() {
+                entry.ended = Some(reason.into());
+                wakers.extend(entry.waker.take());
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until `pod` has no connections. Cancel safe.
+    pub async fn empty(&self, pod: &str) {
+        poll_fn(|cx| {
+            if self
+                .entries
+                .borrow()
+                .iter()
+                .any(|(_, entry)| *entry.pod == *pod)
+            {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Every open connection, for the admin page.
     #[must_use]
     pub fn list(&self) -> Vec<Listed> {
-        self.0
+        self.entries
             .borrow()
             .iter()
             .map(|(_, entry)| listed(entry))
@@ -198,7 +235,7 @@ impl Guard {
     /// Waits until the connection may not go on, and says why. Cancel safe.
     pub async fn ended(&self) -> Refusal {
         poll_fn(|cx| {
-            let mut entries = self.live.0.borrow_mut();
+            let mut entries = self.live.entries.borrow_mut();
             let Some(entry) = entries.get_mut(self.key) else {
                 return Poll::Ready(Reason::Bug.into());
             };
@@ -222,7 +259,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.live.0.borrow_mut().try_remove(self.key);
+        self.live.entries.borrow_mut().try_remove(self.key);
+        let waiting = std::mem::take(&mut *self.live.waiting.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -279,12 +318,9 @@ fn listed(entry: &Entry) -> Listed {
         },
         Decided::Outbound(carried) => Shown {
             src: entry.source,
-            original_dst: wanted,
+            original_dst: Some(carried.wanted.to_string()),
             actual_dst: carried.next_hop.to_string(),
-            protocol: match &carried.upstream {
-                Some(up) if up.protocol == ambit_model::workload::Protocol::Hbone => "HBONE",
-                _ => "TCP",
-            },
+            protocol: if carried.tunnel { "HBONE" } else { "TCP" },
             peer: None,
         },
     };

@@ -1,2 +1,93 @@
-//! Entry point.
-fn main() {}
+//! Arguments, settings, run.
+
+use std::process::ExitCode;
+
+use ambit_ztunnel::app;
+use ambit_ztunnel::config::env;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+const HELP: &str = "\
+The node proxy of the mesh.
+
+Usage: ztunnel [proxy [ARGUMENT]...]   run (the default; further arguments are ignored)
+       ztunnel version | --version     show the version
+       ztunnel help | --help           show this text
+
+Settings come from the environment, with Istio's names:
+  XDS_ADDRESS, CA_ADDRESS          control plane and certificate authority, https://host:port
+  XDS_ROOT_CA, CA_ROOT_CA          what proves them: file, PEM text, or SYSTEM
+  AUTH_TOKEN                       what proves us: file or token
+  NODE_NAME, CLUSTER_ID, NETWORK   where this proxy is
+  POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP   who it is
+  INPOD_UDS                        the agent's socket
+  ZTUNNEL_WORKER_THREADS           data threads: N, P% of the CPUs, 0 for all
+  TERMINATION_GRACE_PERIOD_SECONDS, CONNECTION_TERMINATION_DEADLINE   time to end
+  RUST_LOG, LOG_FORMAT             log filter; plain or json
+  and the others of Istio's ztunnel; a value that is wrong is refused by name.
+
+Ports: admin 15000 (localhost), metrics 15020, readiness 15021; in each pod 15001, 15006, 15008.
+";
+
+fn main() -> ExitCode {
+    let first = std::env::args().nth(1);
+    match first.as_deref() {
+        None | Some("proxy") => proxy(),
+        Some("version" | "--version" | "-V") => {
+            say(&format!("ztunnel {}\n", env!("CARGO_PKG_VERSION")));
+            ExitCode::SUCCESS
+        }
+        Some("help" | "--help" | "-h") => {
+            say(HELP);
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            complain(&format!("unknown command `{other}`; try `ztunnel help`"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn proxy() -> ExitCode {
+    let settings = match env::from_process() {
+        Ok(settings) => settings,
+        Err(problems) => {
+            for problem in problems {
+                complain(&problem.to_string());
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ran = match runtime {
+        Ok(runtime) => runtime.block_on(Box::pin(app::run(settings))),
+        Err(error) => Err(error.into()),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the answer to a question on the command line"
+)]
+fn say(text: &str) {
+    print!("{text}");
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "logging is not set up, or is the problem"
+)]
+fn complain(text: &str) {
+    eprintln!("ztunnel: {text}");
+}

@@ -26,24 +26,6 @@ ambit_observe::series! {
 }
 
 ambit_observe::series! {
-    /// Messages from the control plane, by type.
-    pub struct XdsMessages {
-        /// How many.
-        messages: Counter = ("istio_xds_message", "Total number of messages received (unstable)."),
-        /// How large.
-        bytes: Counter = ("istio_xds_message_bytes", "Total number of bytes received (unstable)."),
-    }
-}
-
-ambit_observe::series! {
-    /// Ends of control-plane streams, by reason.
-    pub struct XdsEnds {
-        /// How many.
-        terminations: Counter = ("istio_xds_connection_terminations", "The total number of completed connections to the xds server (unstable)."),
-    }
-}
-
-ambit_observe::series! {
     /// Pods of this node.
     pub struct Pods {
         /// Served.
@@ -64,10 +46,6 @@ pub struct Metrics {
     pub tcp: Family<Tcp>,
     /// Open sockets.
     pub sockets: Family<Sockets>,
-    /// Control-plane messages.
-    pub xds_messages: Family<XdsMessages>,
-    /// Control-plane stream ends.
-    pub xds_ends: Family<XdsEnds>,
     /// Pods.
     pub pods: Handle<Pods>,
 }
@@ -79,8 +57,6 @@ impl Metrics {
         Self {
             tcp: registry.family(),
             sockets: registry.family(),
-            xds_messages: registry.family(),
-            xds_ends: registry.family(),
             pods: registry.single(),
         }
     }

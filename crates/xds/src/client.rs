@@ -178,8 +178,11 @@ where
             backoff.reset();
         }
         let pause = backoff.next(fastrand::u64(..));
-        let error: &(dyn StdError + 'static) = &ended;
-        tracing::warn!(error, ?lived, ?pause, "discovery will reconnect");
+        {
+            // In a scope of its own: held over the pause it would tie the future to one thread.
+            let error: &(dyn StdError + 'static) = &ended;
+            tracing::warn!(error, ?lived, ?pause, "discovery will reconnect");
+        }
         tokio::time::sleep(pause).await;
     }
 }

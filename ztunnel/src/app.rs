@@ -1,0 +1,427 @@
+//! The program, in the order in which it starts and stops.
+//!
+//! Start: 1. logs and limits, 2. data threads, 3. local servers, 4. control plane, 5. agent (once the
+//! mesh is known, so that no pod is acknowledged by a proxy that knows nobody), 6. ready.
+//!
+//! Stop: 1. not ready, 2. listeners close once their queues are empty, tunnels say good-bye,
+//! 3. connections end by themselves until the deadline, 4. what is left is ended, 5. exit.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ambit_control::{Channel, ControlPlane, Roots, TokenSource};
+use ambit_hbone::settings::Settings as TunnelSettings;
+use ambit_identity::{CaIssuer, Certificates, Renewer};
+use ambit_net::listen::TcpListen;
+use ambit_observe::access::AccessLog;
+use ambit_observe::logging::{LogFormat, Logging};
+use ambit_observe::metrics::Registry;
+use ambit_observe::server::{Answer, Call, Routes};
+use ambit_observe::version::Version;
+use ambit_observe::{admin, process, server};
+use ambit_proto::discovery::Node;
+use ambit_proto::type_url;
+use ambit_runtime::clock::Clock;
+use ambit_runtime::drain::{Drain, Draining, drain};
+use ambit_runtime::ready::Readiness;
+use ambit_runtime::signal::Termination;
+use ambit_runtime::tasks;
+use ambit_runtime::threads::DataThreads;
+use ambit_xds::client::{self, Config};
+use ambit_xds::delta::Subscription;
+use ambit_xds::{Handler, Rejected, Update, decode};
+use anyhow::Context;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value};
+use tokio::sync::mpsc;
+
+use crate::config::{self, Endpoint, Settings, Source, Token};
+use crate::dump;
+use crate::explain;
+use crate::inpod::{Session, Status};
+use crate::metrics::Metrics;
+use crate::pods::Pods;
+use crate::worker::{Shared, Worker};
+
+/// Time for log lines to leave at the end.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// Runs the node proxy until it is asked to stop.
+///
+/// # Errors
+/// It cannot start: a port of its own is taken, a capability or file is missing.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut termination = Termination::watch()?;
+    let logging = logging(&settings)?;
+    let (quit, mut quits) = mpsc::channel(1);
+    let (stop, draining) = drain();
+
+    let proxy = Proxy::start(settings, &logging, quit, draining)?;
+    tokio::select! {
+        cause = termination.requested() => tracing::info!(?cause, "stop requested by signal"),
+        _ = quits.recv() => tracing::info!("stop requested at the admin port"),
+    }
+    if termination
+        .unless_interrupted(proxy.stop(stop))
+        .await
+        .is_none()
+    {
+        tracing::warn!("interrupted again: stopping at once");
+    }
+    logging.writer().flush(FLUSH);
+    Ok(())
+}
+
+fn logging(settings: &Settings) -> anyhow::Result<Logging> {
+    let format = match settings.log_format {
+        config::LogFormat::Plain => LogFormat::Plain,
+        config::LogFormat::Json => LogFormat::Json,
+    };
+    Logging::install(format, &settings.log_filter).context("RUST_LOG")
+}
+
+/// The running parts, besides tasks that run for ever.
+struct Proxy {
+    threads: DataThreads<Worker>,
+    shared: Arc<Shared>,
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Proxy {
+    fn start(
+        settings: Settings,
+        logging: &Logging,
+        quit: mpsc::Sender<()>,
+        draining: Draining,
+    ) -> anyhow::Result<Self> {
+        let descriptors = ambit_net::limits::raise_nofile()?;
+        let shown = serde_json::to_string(&settings)?;
+        tracing::info!(
+            version = Version::of("").version,
+            descriptors,
+            config = shown,
+            "starting"
+        );
+        let registry = Registry::default();
+        let metrics = Metrics::new(&registry);
+        process::register(&registry, Some(&tokio::runtime::Handle::current()));
+        Version::of(&settings.version_tag).register("ztunnel", &registry);
+        let tunnels = tunnels(&settings);
+        let access = AccessLog::new(logging);
+        let shared = Arc::new(Shared {
+            store: Default::default(),
+            settings,
+            metrics,
+            access,
+            tunnels,
+        });
+
+        let threads = threads(&shared)?;
+        let (certificates, renewer) = Certificates::new(Clock::system());
+        let pods = Pods::new(
+            threads.handles().to_vec(),
+            Arc::clone(&shared),
+            certificates.clone(),
+            draining.clone(),
+        );
+        let (agent, readiness) = (Status::default(), Readiness::new());
+        let synced = readiness.gate("state manager");
+        let stopping = Arc::default();
+
+        let local = Local {
+            shared: &shared,
+            pods: &pods,
+            agent: &agent,
+            certificates: &certificates,
+        };
+        local.serve(logging, &registry, quit, &readiness, Arc::clone(&stopping))?;
+        control(&shared, &registry, renewer, synced)?;
+
+        let agent_session = Session::new(pods, agent);
+        let socket = shared.settings.inpod_uds.clone();
+        drop(tasks::spawn("agent", async move {
+            readiness.wait().await;
+            tokio::select! {
+                never = Box::pin(agent_session.run(&socket)) => match never {},
+                () = draining.requested() => {}
+            }
+        }));
+        Ok(Self {
+            threads,
+            shared,
+            stopping,
+        })
+    }
+
+    /// The stop, in order. Bounded by the termination deadline.
+    async fn stop(self, stop: Drain) {
+        self.stopping
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+        let deadline = self.shared.settings.termination_deadline;
+        tracing::info!(?deadline, "draining");
+        let ended = stop.complete(deadline).await;
+        if ended {
+            tracing::info!("all connections ended");
+        } else {
+            tracing::warn!("connections were cut at the deadline");
+        }
+        self.threads.stop();
+    }
+}
+
+fn tunnels(settings: &Settings) -> TunnelSettings {
+    let mut tunnels = TunnelSettings::default();
+    if let Some(window) = settings.http2.stream_window {
+        tunnels.stream_window = window;
+    }
+    if let Some(frame) = settings.http2.frame_size {
+        tunnels.max_frame = frame;
+    }
+    tunnels
+}
+
+fn threads(shared: &Arc<Shared>) -> anyhow::Result<DataThreads<Worker>> {
+    let count = NonZeroUsize::new(shared.settings.num_worker_threads).unwrap_or(NonZeroUsize::MIN);
+    let for_workers = Arc::clone(shared);
+    let threads = DataThreads::start("data", count, move |_| Worker::new(&for_workers))
+        .context("data threads cannot be started")?;
+    for thread in threads.handles() {
+        thread.run("housekeeping", Worker::keep)?;
+    }
+    Ok(threads)
+}
+
+/// The local HTTP servers.
+struct Local<'a> {
+    shared: &'a Arc<Shared>,
+    pods: &'a Pods,
+    agent: &'a Status,
+    certificates: &'a Certificates,
+}
+
+impl Local<'_> {
+    fn serve(
+        &self,
+        logging: &Logging,
+        registry: &Registry,
+        quit: mpsc::Sender<()>,
+        readiness: &Readiness,
+        stopping: Arc<std::sync::atomic::AtomicBool>,
+    ) -> anyhow::Result<()> {
+        let settings = &self.shared.settings;
+        let (readiness, agent) = (readiness.clone(), self.agent.clone());
+        let pending = move || {
+            let mut pending = readiness.pending();
+            if !agent.ready() {
+                pending.push("workload proxy manager".to_owned());
+            }
+            if stopping.load(std::sync::atomic::Ordering::Relaxed) {
+                pending.push("stopping".to_owned());
+            }
+            pending
+        };
+        listen("admin", settings.admin_addr, self.admin(logging, quit))?;
+        listen(
+            "metrics",
+            settings.stats_addr,
+            admin::metrics_routes(registry),
+        )?;
+        listen(
+            "readiness",
+            settings.readiness_addr,
+            admin::readiness_routes(pending),
+        )
+    }
+
+    fn admin(&self, logging: &Logging, quit: mpsc::Sender<()>) -> Routes {
+        let routes = admin::routes(logging, quit);
+        let (shared, pods) = (Arc::clone(self.shared), self.pods.clone());
+        let (agent, certificates) = (self.agent.clone(), self.certificates.clone());
+        routes.get_async("/config_dump", "the whole state", move |_| {
+            let (shared, pods) = (Arc::clone(&shared), pods.clone());
+            let (agent, certificates) = (agent.clone(), certificates.clone());
+            async move { Answer::json(&dump::config_dump(&shared, &pods, &agent, &certificates).await) }
+        });
+        let (pods, agent) = (self.pods.clone(), self.agent.clone());
+        routes.get_async("/connections", "open connections by pod", move |_| {
+            let (pods, agent) = (pods.clone(), agent.clone());
+            async move {
+                let connections = pods.connections().await;
+                Answer::json(&dump::pod_states(&pods, &agent, connections))
+            }
+        });
+        let shared = Arc::clone(self.shared);
+        let about = "?src=ns/pod&dst=ns/name&port=N: what would happen to a connection, and why";
+        routes.get("/debug/explain", about, move |call| {
+            explained(&shared, call)
+        });
+        routes
+    }
+}
+
+fn explained(shared: &Shared, call: &Call) -> Answer {
+    let bad = |text: String| Answer::text(http::StatusCode::BAD_REQUEST, format!("{text}\n"));
+    let (Some(source), Some(destination)) = (call.param("src"), call.param("dst")) else {
+        return bad("src and dst are needed".to_owned());
+    };
+    let port = match call
+        .param("port")
+        .filter(|text| !text.is_empty())
+        .map(str::parse)
+    {
+        None => None,
+        Some(Ok(port)) => Some(port),
+        Some(Err(error)) => return bad(format!("port: {error}")),
+    };
+    let network = &shared.settings.network;
+    let answer = shared
+        .store
+        .read(|view| explain::explain(view, network, source, destination, port));
+    match answer {
+        Ok(answer) => Answer::json(&answer),
+        Err(problem @ explain::Unanswerable::Unknown(..)) => {
+            Answer::text(http::StatusCode::NOT_FOUND, format!("{problem}\n"))
+        }
+        Err(problem) => bad(problem.to_string()),
+    }
+}
+
+fn listen(name: &'static str, address: SocketAddr, routes: Routes) -> anyhow::Result<()> {
+    let listener = TcpListen::new(address)
+        .bind()
+        .or_else(|error| {
+            // No IPv6 on this machine: the other family alone.
+            let v4 = SocketAddr::from(([0, 0, 0, 0], address.port()));
+            let mapped = address.ip() == IpAddr::from([0u16; 8]);
+            if mapped {
+                TcpListen::new(v4).bind()
+            } else {
+                Err(error)
+            }
+        })
+        .with_context(|| format!("{name} server cannot listen on {address}"))?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    drop(tasks::spawn(
+        name,
+        server::serve(listener, routes, std::future::pending()),
+    ));
+    Ok(())
+}
+
+/// Discovery and certificates.
+fn control(
+    shared: &Arc<Shared>,
+    registry: &Registry,
+    renewer: Renewer,
+    synced: ambit_runtime::ready::Gate,
+) -> anyhow::Result<()> {
+    let settings = &shared.settings;
+    let authority =
+        Channel::connect(&control_plane(settings, &settings.ca)).context("CA_ADDRESS")?;
+    let issuer = CaIssuer::new(authority, settings.secret_ttl, true);
+    drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
+    let Source::ControlPlane(endpoint) = &settings.xds else {
+        anyhow::bail!("LOCAL_XDS: this proxy takes its configuration from a control plane only");
+    };
+    let channel = Channel::connect(&control_plane(settings, endpoint)).context("XDS_ADDRESS")?;
+    let config = Config {
+        node: node(settings),
+        subscriptions: vec![
+            Subscription::all(type_url::ADDRESS),
+            Subscription::all(type_url::AUTHORIZATION),
+        ],
+        metrics: client::Metrics::register(registry),
+    };
+    let mesh = Mesh {
+        shared: Arc::clone(shared),
+    };
+    let synced = move || {
+        tracing::info!("the mesh is known");
+        synced.open();
+    };
+    drop(tasks::spawn(
+        "discovery",
+        Box::pin(client::run(channel, config, mesh, synced)),
+    ));
+    Ok(())
+}
+
+fn control_plane(settings: &Settings, endpoint: &Endpoint) -> ControlPlane {
+    ControlPlane {
+        address: endpoint.address.clone(),
+        roots: match &endpoint.roots {
+            config::Roots::File(path) => Roots::File(path.clone()),
+            config::Roots::Pem(pem) => Roots::Pem(pem.clone()),
+            config::Roots::System => Roots::System,
+        },
+        token: match &settings.auth {
+            None => TokenSource::None,
+            Some(Token::File(path)) => TokenSource::File(path.clone()),
+            Some(Token::Literal(token)) => TokenSource::Literal(token.clone()),
+        },
+        cluster_id: settings.cluster_id.clone(),
+        headers: endpoint.headers.clone(),
+        alternative_names: endpoint.alternative_name.iter().cloned().collect(),
+    }
+}
+
+/// Who we are to the control plane.
+fn node(settings: &Settings) -> Node {
+    let text = |text: &str| Value {
+        kind: Some(Kind::StringValue(text.to_owned())),
+    };
+    let mut fields = std::collections::BTreeMap::new();
+    fields.insert("NAME".to_owned(), text(&settings.pod_name));
+    fields.insert("NAMESPACE".to_owned(), text(&settings.pod_namespace));
+    fields.insert(
+        "INSTANCE_IPS".to_owned(),
+        text(&settings.instance_ip.to_string()),
+    );
+    fields.insert("NODE_NAME".to_owned(), text(&settings.local_node));
+    for (name, value) in &settings.proxy_metadata {
+        fields.insert(name.clone(), text(value));
+    }
+    for (name, value) in &settings.proxy_metadata_json {
+        fields.insert(name.clone(), from_json(value));
+    }
+    Node {
+        id: settings.node_id(),
+        metadata: Some(Struct { fields }),
+        ..Node::default()
+    }
+}
+
+fn from_json(value: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match value {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(*value),
+        Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        Json::String(value) => Kind::StringValue(value.clone()),
+        Json::Array(values) => Kind::ListValue(ListValue {
+            values: values.iter().map(from_json).collect(),
+        }),
+        Json::Object(fields) => Kind::StructValue(Struct {
+            fields: fields
+                .iter()
+                .map(|(name, value)| (name.clone(), from_json(value)))
+                .collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
+}
+
+/// Puts what the control plane says in force.
+struct Mesh {
+    shared: Arc<Shared>,
+}
+
+impl Handler for Mesh {
+    fn update(&mut self, update: Update) -> Vec<Rejected> {
+        let (changes, rejected) = decode::changes(update);
+        self.shared.store.apply(changes);
+        rejected
+    }
+}

@@ -1,0 +1,233 @@
+//! Opens each kind of way onward, from inside the pod's network namespace.
+//!
+//! Every socket is made in the pod's namespace, so that network policies and the pod's routes apply
+//! to it, and carries the packet mark by which the redirection rules know it is ours. Every step
+//! has its timeout; every failure is one [`Outcome`].
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ambit_hbone::client::{self, Opened};
+use ambit_hbone::pool::{CheckoutError, Key};
+use ambit_hbone::{OpenError, Request, TunnelError};
+use ambit_model::admit::Admitted;
+use ambit_model::identity::Identity;
+use ambit_model::reason::Reason;
+use ambit_model::route::Tunnel;
+use ambit_model::workload::Workload;
+use ambit_net::dial::Dial;
+use ambit_runtime::tasks::spawn_local;
+use ambit_tls::{Limits, Rejected, Svid, TlsError};
+use http::HeaderMap;
+use smallvec::SmallVec;
+use tokio::net::TcpStream;
+
+use crate::config::{HBONE_PORT, OriginalSource};
+use crate::pod::{ServedPod, keepalive, mark};
+use crate::record::Outcome;
+
+/// How long a TCP connection may take: three lost SYNs of a second, two and four, as in Istio.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A stream to the far end and who proved to be there.
+#[derive(Debug)]
+pub struct Through {
+    /// The stream and the peer's answer.
+    pub opened: Opened,
+    /// Who is at the tunnel's end.
+    pub peer: Identity,
+}
+
+/// Opens plain TCP to `to`, with the pod's own address.
+///
+/// # Errors
+/// Why not.
+pub async fn plain(pod: &ServedPod, to: SocketAddr) -> Result<TcpStream, Outcome> {
+    from_pod(pod, to)
+        .connect()
+        .await
+        .map_err(|error| dial_failed(&error, to))
+}
+
+/// Opens a stream through a tunnel, on one that is there or a new one.
+///
+/// # Errors
+/// Why not.
+pub async fn tunnel(
+    pod: &Rc<ServedPod>,
+    source: &Workload,
+    way: &Tunnel,
+    headers: HeaderMap,
+) -> Result<Through, Outcome> {
+    let svid = pod.svid().await?;
+    let key = Key {
+        source: source.uid.clone(),
+        identity: svid.identity().clone(),
+        generation: svid.generation(),
+        destination: way.upstream.uid.clone(),
+        next_hop: way.next_hop,
+        expected: way.expected.clone(),
+    };
+    let dial = || {
+        let (pod, expected) = (Rc::clone(pod), way.expected.clone());
+        new_tunnel(pod, svid, way.next_hop, expected)
+    };
+    let place = pod
+        .worker
+        .pool
+        .checkout(&key, dial)
+        .await
+        .map_err(checkout_failed)?;
+    let peer = place.tunnel().peer().identity().clone();
+    let request = Request {
+        authority: way.authority.clone(),
+        headers,
+    };
+    let opened = place.open(request).await.map_err(open_failed)?;
+    Ok(Through { opened, peer })
+}
+
+/// Makes one tunnel: TCP, TLS as the pod, HTTP/2.
+async fn new_tunnel(
+    pod: Rc<ServedPod>,
+    svid: Arc<Svid>,
+    next_hop: SocketAddr,
+    expected: SmallVec<[Identity; 2]>,
+) -> Result<client::Tunnel, Outcome> {
+    let stream = from_pod(&pod, next_hop)
+        .connect()
+        .await
+        .map_err(|error| dial_failed(&error, next_hop))?;
+    let (stream, peer) = ambit_tls::connect(&svid, stream, &expected, Limits::default())
+        .await
+        .map_err(|error| tls_failed(&error))?;
+    let (tunnel, driver) = client::handshake(stream, peer, &pod.worker.shared.tunnels)
+        .await
+        .map_err(|error| tunnel_failed(&error))?;
+    drop(spawn_local("tunnel", async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%next_hop, %error, "tunnel ended");
+        }
+    }));
+    Ok(tunnel)
+}
+
+/// Connects to the application that a connection was admitted to, speaking from the client's
+/// address.
+///
+/// # Errors
+/// Why not.
+pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStream, Outcome> {
+    let settings = &pod.worker.shared.settings;
+    let to = admitted.upstream();
+    if admitted.header().is_some() && settings.localhost_app_tunnel {
+        let loopback = if to.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        };
+        let to = SocketAddr::new(loopback, to.port());
+        return plain(pod, to).await;
+    }
+    let client = admitted.peer_address().ip();
+    // A pod that calls itself would get its answers from itself, not from us.
+    let spoof = settings.original_source != OriginalSource::Off
+        && client != to.ip()
+        && client.is_ipv4() == to.is_ipv4();
+    let dial = from_pod(pod, to);
+    if !spoof {
+        return dial
+            .connect()
+            .await
+            .map_err(|error| dial_failed(&error, to));
+    }
+    match (Dial {
+        source: Some(client),
+        ..dial
+    })
+    .connect()
+    .await
+    {
+        Ok(stream) => Ok(stream),
+        Err(ambit_net::Error::System { call, source })
+            if settings.original_source == OriginalSource::Auto =>
+        {
+            tracing::warn!(%client, %to, call, %source, "the client's address cannot be kept");
+            plain(pod, to).await
+        }
+        Err(error) => Err(dial_failed(&error, to)),
+    }
+}
+
+fn from_pod(pod: &ServedPod, to: SocketAddr) -> Dial<'_> {
+    let settings = &pod.worker.shared.settings;
+    Dial {
+        mark: mark(settings),
+        netns: Some(&pod.pod.netns),
+        keepalive: keepalive(settings),
+        ..Dial::new(to, CONNECT)
+    }
+}
+
+fn dial_failed(error: &ambit_net::Error, to: SocketAddr) -> Outcome {
+    match error {
+        ambit_net::Error::Timeout(_) if to.port() == HBONE_PORT => Reason::TunnelPortTimeout.into(),
+        ambit_net::Error::Timeout(_) => Reason::DialTimeout.into(),
+        other => match other.io() {
+            Some(io) => Outcome::because(Reason::DialFailed, io),
+            None => Outcome::because(Reason::DialFailed, other),
+        },
+    }
+}
+
+/// The outcome of a failed TLS handshake, on either side.
+#[must_use]
+pub fn tls_failed(error: &TlsError) -> Outcome {
+    let reason = match error {
+        TlsError::Peer(Rejected::Identity { .. }) => Reason::PeerIdentityMismatch,
+        TlsError::Timeout(_) => Reason::HandshakeTimeout,
+        TlsError::Bug(_) => Reason::Bug,
+        _ => Reason::HandshakeFailed,
+    };
+    Outcome::because(reason, Chain(error))
+}
+
+/// The outcome of an HTTP/2 connection that did not come about.
+#[must_use]
+pub fn tunnel_failed(error: &TunnelError) -> Outcome {
+    Outcome::because(Reason::TunnelFailed, Chain(error))
+}
+
+fn checkout_failed(error: CheckoutError<Outcome>) -> Outcome {
+    match error {
+        CheckoutError::Dial(outcome) => outcome,
+        CheckoutError::Overloaded => Reason::Overloaded.into(),
+        CheckoutError::Closed => Reason::TunnelClosed.into(),
+    }
+}
+
+fn open_failed(error: OpenError) -> Outcome {
+    match error {
+        OpenError::Refused { status, .. } => Reason::RefusedByPeer(status.as_u16()).into(),
+        OpenError::Timeout(_) => Reason::TunnelTimeout.into(),
+        OpenError::Invalid(what) => Outcome::because(Reason::Bug, what),
+        other => Outcome::because(Reason::TunnelClosed, Chain(&other)),
+    }
+}
+
+/// An error with its sources, on one line.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

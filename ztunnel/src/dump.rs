@@ -1,0 +1,235 @@
+//! The state of the proxy for the admin page, in the shape that istioctl and Kiali read.
+
+use std::collections::BTreeMap;
+
+use ambit_identity::Certificates;
+use ambit_model::address::GatewayAddress;
+use ambit_model::compile::Compiled;
+use ambit_model::service::{Endpoint, Port, Service};
+use ambit_model::view::View;
+use ambit_model::workload::{ApplicationProtocol, Workload};
+use ambit_observe::version::Version;
+use serde_json::{Value, json};
+
+use crate::inpod::Status;
+use crate::live::Listed;
+use crate::pods::Pods;
+use crate::worker::Shared;
+
+/// Everything, as `/config_dump` shows it. Certificates without their keys.
+pub async fn config_dump(
+    shared: &Shared,
+    pods: &Pods,
+    agent: &Status,
+    certificates: &Certificates,
+) -> Value {
+    let view = shared.store.snapshot();
+    let connections = pods.connections().await;
+    json!({
+        "workloads": workloads(&view),
+        "services": services(&view),
+        "policies": policies(&view),
+        "stagedServices": view.staged_services().map(ToString::to_string).collect::<Vec<_>>(),
+        "certificates": certificates.dump(),
+        "workloadState": pod_states(pods, agent, connections),
+        "config": shared.settings,
+        "version": Version::of(&shared.settings.version_tag),
+    })
+}
+
+/// The pods of this node and their connections, by uid.
+#[must_use]
+pub fn pod_states(pods: &Pods, agent: &Status, connections: Vec<Listed>) -> Value {
+    let mut states: BTreeMap<String, Value> = BTreeMap::new();
+    for pod in pods.running() {
+        let info = json!({
+            "name": pod.info.name,
+            "namespace": pod.info.namespace,
+            "serviceAccount": pod.info.service_account,
+        });
+        let none = json!({ "inbound": [], "outbound": [] });
+        states.insert(
+            pod.uid,
+            json!({ "state": "Up", "connections": none, "info": info }),
+        );
+    }
+    for (uid, info) in agent.pending() {
+        let info = json!({
+            "name": info.name,
+            "namespace": info.namespace,
+            "serviceAccount": info.service_account,
+        });
+        states.insert(uid, json!({ "state": "Pending", "info": info }));
+    }
+    for connection in connections {
+        let direction = if connection.inbound {
+            "inbound"
+        } else {
+            "outbound"
+        };
+        let pointer = format!("/connections/{direction}");
+        let list = states
+            .get_mut(&connection.pod)
+            .and_then(|state| state.pointer_mut(&pointer));
+        if let Some(Value::Array(list)) = list {
+            list.push(json!(connection.shown));
+        }
+    }
+    json!(states)
+}
+
+fn workloads(view: &View) -> Vec<Value> {
+    let mut all: Vec<_> = view.workloads().collect();
+    all.sort_by(|one, other| one.uid.cmp(&other.uid));
+    all.into_iter()
+        .map(|workload| self::workload(workload))
+        .collect()
+}
+
+/// One workload.
+#[must_use]
+pub fn workload(workload: &Workload) -> Value {
+    let application = workload.application_tunnel.map(|tunnel| {
+        let protocol = match tunnel.protocol {
+            ApplicationProtocol::None => "NONE",
+            ApplicationProtocol::Proxy => "PROXY",
+        };
+        json!({ "protocol": protocol, "port": tunnel.port })
+    });
+    json!({
+        "uid": workload.uid,
+        "name": workload.name,
+        "namespace": workload.namespace,
+        "serviceAccount": workload.identity.service_account(),
+        "trustDomain": workload.identity.trust_domain(),
+        "identity": workload.identity,
+        "workloadIps": workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "hostname": workload.hostname,
+        "network": workload.network,
+        "networkMode": workload.network_mode,
+        "networkGateway": workload.network_gateway.as_ref().map(gateway),
+        "protocol": workload.protocol,
+        "nativeTunnel": workload.native_tunnel,
+        "applicationTunnel": application,
+        "waypoint": workload.waypoint.as_ref().map(gateway),
+        "workloadName": workload.workload_name,
+        "workloadType": workload.workload_type,
+        "canonicalName": workload.canonical_name,
+        "canonicalRevision": workload.canonical_revision,
+        "clusterId": workload.cluster,
+        "node": workload.node,
+        "locality": workload.locality,
+        "status": workload.health,
+        "capacity": workload.capacity,
+        "services": workload.services.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        "authorizationPolicies": workload.policies,
+    })
+}
+
+fn gateway(address: &GatewayAddress) -> Value {
+    json!({
+        "destination": address.destination.to_string(),
+        "hboneMtlsPort": address.hbone_port,
+    })
+}
+
+fn services(view: &View) -> Vec<Value> {
+    let mut all: Vec<_> = view.services().collect();
+    all.sort_by(|one, other| one.key.hostname.cmp(&other.key.hostname));
+    all.into_iter()
+        .map(|service| self::service(view, service))
+        .collect()
+}
+
+/// One service with its endpoints.
+#[must_use]
+pub fn service(view: &View, service: &Service) -> Value {
+    let endpoint = |endpoint: &Endpoint| {
+        let workload = &endpoint.workload;
+        let shown = json!({
+            "workloadUid": workload.uid,
+            "service": service.key,
+            "port": ports(&endpoint.ports),
+            "status": workload.health,
+        });
+        (workload.uid.to_string(), shown)
+    };
+    let endpoints: BTreeMap<String, Value> = view
+        .endpoints(&service.key)
+        .map(|endpoints| endpoints.iter().map(endpoint).collect())
+        .unwrap_or_default();
+    json!({
+        "name": service.name,
+        "namespace": service.key.namespace,
+        "hostname": service.key.hostname,
+        "vips": service.vips.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "ports": ports(&service.ports),
+        "endpoints": endpoints,
+        "subjectAltNames": service.subject_alt_names,
+        "waypoint": service.waypoint.as_ref().map(gateway),
+        "weightedWaypoints": service.weighted_waypoints.iter().map(|entry| {
+            json!({ "destination": gateway(&entry.destination), "weight": entry.weight })
+        }).collect::<Vec<_>>(),
+        "loadBalancer": service.load_balancing,
+        "ipFamilies": service.ip_families,
+        "canonical": service.canonical,
+        "visibility": service.visibility,
+    })
+}
+
+fn ports(ports: &[Port]) -> BTreeMap<String, u16> {
+    ports
+        .iter()
+        .map(|port| (port.service_port.to_string(), port.target_port))
+        .collect()
+}
+
+fn policies(view: &View) -> Vec<Value> {
+    let mut all: Vec<_> = view.policies().collect();
+    all.sort_by(|one, other| one.key().cmp(other.key()));
+    all.into_iter().map(|policy| self::policy(policy)).collect()
+}
+
+fn policy(compiled: &Compiled) -> Value {
+    let policy = compiled.policy();
+    let rules = policy.rules.iter().map(|rule| {
+        let clauses = rule.clauses.iter().map(|clause| {
+            clause
+                .matches
+                .iter()
+                .map(|matches| plain(json!(matches)))
+                .collect::<Vec<_>>()
+        });
+        clauses.collect::<Vec<_>>()
+    });
+    json!({
+        "name": policy.key.name,
+        "namespace": policy.key.namespace,
+        "scope": policy.scope,
+        "action": policy.action,
+        "dryRun": policy.dry_run,
+        "rules": rules.collect::<Vec<_>>(),
+        "problems": compiled.problems(),
+    })
+}
+
+/// Istio's shape of a match: values bare, fields without values left out.
+fn plain(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut kept = serde_json::Map::new();
+            for (key, value) in fields {
+                match (key.as_str(), plain(value)) {
+                    ("Known", inner) => return inner,
+                    (_, Value::Array(empty)) if empty.is_empty() => {}
+                    (_, inner) => {
+                        kept.insert(key, inner);
+                    }
+                }
+            }
+            Value::Object(kept)
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(plain).collect()),
+        other => other,
+    }
+}

@@ -1,0 +1,321 @@
+//! Tunnels that arrive for a pod, and the streams in them.
+//!
+//! For the connection: 1. TLS handshake as the pod, which gives a `Peer` (proof). 2. HTTP/2.
+//! 3. Each CONNECT is a task of its own.
+//!
+//! For each CONNECT:
+//! 1. The pod's own record.
+//! 2. Decide on one view: [`admit::admit`], which gives an `Admitted` (proof).
+//! 3. Connect to the application, from the client's address.
+//! 4. Answer 200.
+//! 5. Relay, raced with whatever forbids it later.
+//! 6. Record one reason.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ambit_hbone::server::{self, Exchange, Incoming};
+use ambit_model::admit::{self, Admitted, Arrival, Inbound};
+use ambit_model::identity::Identity;
+use ambit_model::reason::Reason;
+use ambit_model::service::Service;
+use ambit_model::view::View;
+use ambit_model::workload::Workload;
+use ambit_net::original_dst::canonical;
+use ambit_observe::access::Direction;
+use ambit_relay::{relay, tcp};
+use ambit_runtime::tasks::spawn_local;
+use ambit_tls::{Limits, Peer, ServerStream};
+use ambit_wire::Authority;
+use ambit_wire::baggage::Baggage;
+use ambit_wire::forwarded::Forwarded;
+use http::{HeaderMap, HeaderName, StatusCode};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::dial;
+use crate::live::{Decided, Guard};
+use crate::pod::ServedPod;
+use crate::record::{Outcome, Record};
+
+/// Where a tunnel came from and what it was connected to.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Serves one tunnel from accept to close.
+pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr) {
+    let peer = canonical(peer);
+    let local = stream.local_addr().map_or(peer, canonical);
+    let ends = Ends { peer, local };
+    match Box::pin(begin(&pod, stream)).await {
+        Ok(incoming) => exchanges(&pod, incoming, ends).await,
+        Err(outcome) => {
+            let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, peer);
+            record.destination_address = Some(local);
+            record.destination.workload = pod.workload_now();
+            record.finish(&outcome);
+        }
+    }
+}
+
+/// TLS and HTTP/2, with a place among the handshakes in flight.
+async fn begin(pod: &ServedPod, stream: TcpStream) -> Result<Incoming<ServerStream>, Outcome> {
+    let _place = pod.worker.handshake()?;
+    let svid = pod.svid().await?;
+    let (stream, peer): (_, Peer) = ambit_tls::accept(&svid, stream, Limits::default())
+        .await
+        .map_err(|error| dial::tls_failed(&error))?;
+    server::serve(
+        stream,
+        peer,
+        &pod.worker.shared.tunnels,
+        pod.draining.wait(),
+    )
+    .await
+    .map_err(|error| dial::tunnel_failed(&error))
+}
+
+/// Hands out the CONNECTs of one tunnel until it ends.
+async fn exchanges(pod: &Rc<ServedPod>, mut incoming: Incoming<ServerStream>, ends: Ends) {
+    loop {
+        let next = tokio::select! {
+            next = incoming.next() => next,
+            // Its streams were told to end; without streams there is nothing to wait for.
+            () = pod.over.wait() => return,
+        };
+        match next {
+            None => break,
+            Some(Ok(exchange)) => {
+                drop(spawn_local(
+                    "inbound stream",
+                    exchange_served(Rc::clone(pod), exchange, ends),
+                ));
+            }
+            Some(Err(malformed)) => refused(pod, &incoming, ends, malformed),
+        }
+    }
+    if let Some(error) = incoming.ended() {
+        tracing::debug!(peer = %ends.peer, %error, "tunnel ended");
+    }
+}
+
+/// A request that was no CONNECT was answered already; it is recorded here.
+fn refused(
+    pod: &ServedPod,
+    incoming: &Incoming<ServerStream>,
+    ends: Ends,
+    malformed: ambit_hbone::Malformed,
+) {
+    let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, ends.peer);
+    record.destination_address = Some(ends.local);
+    record.destination.workload = pod.workload_now();
+    record.source.identity = Some(incoming.peer().identity().clone());
+    let reason = match malformed {
+        ambit_hbone::Malformed::Method => Reason::NotConnect,
+        ambit_hbone::Malformed::Extended => Reason::BadRequest,
+        ambit_hbone::Malformed::Authority => Reason::BadAuthority,
+    };
+    record.finish(&reason.into());
+}
+
+/// What a CONNECT says.
+struct Asked {
+    authority: Authority,
+    peer: Identity,
+    /// What the peer says of its workload, and which service its client addressed. Telemetry only.
+    said: Box<Baggage>,
+    host: Option<Arc<str>>,
+}
+
+impl Asked {
+    fn of(exchange: &Exchange) -> Self {
+        let request = exchange.request();
+        let mut said = Box::<Baggage>::default();
+        for value in request.headers.get_all("baggage") {
+            // What cannot be read is not known.
+            let _ = said.merge(value.as_bytes());
+        }
+        let forwarded = request.headers.get("forwarded");
+        let forwarded = forwarded.and_then(|value| Forwarded::parse(value.as_bytes()).ok());
+        Self {
+            authority: request.authority.clone(),
+            peer: exchange.peer().identity().clone(),
+            said,
+            host: forwarded.and_then(|forwarded| forwarded.host),
+        }
+    }
+}
+
+/// Serves one stream of a tunnel.
+async fn exchange_served(pod: Rc<ServedPod>, exchange: Exchange, ends: Ends) {
+    let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, ends.peer);
+    record.destination_address = Some(ends.local);
+    let outcome = carry(&pod, exchange, ends, &mut record).await;
+    record.finish(&outcome);
+}
+
+/// The steps, in order.
+async fn carry(
+    pod: &ServedPod,
+    mut exchange: Exchange,
+    ends: Ends,
+    record: &mut Record,
+) -> Outcome {
+    let asked = Asked::of(&exchange);
+    record.authority = Some(asked.authority.clone());
+    record.source.identity = Some(asked.peer.clone());
+    let opened = tokio::select! {
+        biased;
+        opened = open(pod, asked, ends, record) => opened,
+        () = exchange.cancelled() => Err(Reason::LocalReset.into()),
+    };
+    let Opened {
+        guard,
+        local,
+        application,
+    } = match opened {
+        Ok(opened) => opened,
+        Err(outcome) => {
+            exchange.refuse(status(outcome.reason));
+            return outcome;
+        }
+    };
+    let stream = match exchange.accept(answer(pod, &local)) {
+        Ok(stream) => stream,
+        Err(error) => return Outcome::because(Reason::LocalReset, error),
+    };
+    tokio::select! {
+        biased;
+        refusal = guard.ended() => refusal.into(),
+        closed = relay(stream.split(), tcp::split(application), &*record) => Outcome::from(&closed),
+    }
+}
+
+/// An admitted stream with the application at its other end.
+struct Opened {
+    guard: Guard,
+    local: Arc<Workload>,
+    application: TcpStream,
+}
+
+/// Decides and connects to the application.
+async fn open(
+    pod: &ServedPod,
+    asked: Asked,
+    ends: Ends,
+    record: &mut Record,
+) -> Result<Opened, Outcome> {
+    let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
+    let decided = decide(pod, &local, &asked, ends, record);
+    record.open();
+    let admitted = decided?;
+    let guard = pod.register(
+        Decided::Inbound(admitted.clone()),
+        ends.peer,
+        asked.host.as_deref().map(Rc::from),
+    );
+    let application = tokio::select! {
+        biased;
+        refusal = guard.ended() => return Err(refusal.into()),
+        dialled = connect(pod, &admitted) => dialled?,
+    };
+    Ok(Opened {
+        guard,
+        local,
+        application,
+    })
+}
+
+/// Asks whether the stream may come in, and learns for the record who its ends are: one view for
+/// both.
+fn decide(
+    pod: &ServedPod,
+    local: &Arc<Workload>,
+    asked: &Asked,
+    ends: Ends,
+    record: &mut Record,
+) -> Result<Admitted, Outcome> {
+    let shared = &pod.worker.shared;
+    let inbound = Inbound {
+        local: &local.uid,
+        connection: ends.local,
+        peer_address: ends.peer,
+        arrival: Arrival::Tunnel {
+            authority: &asked.authority,
+            peer: &asked.peer,
+        },
+    };
+    shared.store.read(|view| {
+        let decided = admit::admit(view, &inbound);
+        let source = view.workload_at(&shared.settings.network, ends.peer.ip());
+        // An address that is also somebody else's says nothing about this peer.
+        record.source.workload = source
+            .filter(|source| source.identity == asked.peer)
+            .cloned();
+        if record.source.workload.is_none() && shared.settings.response_baggage {
+            record.source.said = Some(asked.said.clone());
+        }
+        record.destination.workload = Some(Arc::clone(local));
+        record.destination.identity = Some(local.identity.clone());
+        let port = decided
+            .as_ref()
+            .map_or(asked.authority.port(), |ok| ok.upstream().port());
+        record.service = service(view, local, asked.host.as_deref(), port);
+        decided.map_err(Outcome::from)
+    })
+}
+
+/// The service to be named in telemetry: the one that the client says it addressed, else the first
+/// of the workload with that port.
+pub(crate) fn service(
+    view: &View,
+    local: &Workload,
+    host: Option<&str>,
+    port: u16,
+) -> Option<Arc<Service>> {
+    if let Some(named) = host.and_then(|host| view.service_named(host, &local.namespace)) {
+        return Some(Arc::clone(named));
+    }
+    let serves =
+        |ports: &[ambit_model::service::Port]| ports.iter().any(|there| there.target_port == port);
+    local
+        .services
+        .iter()
+        .filter_map(|(key, ports)| view.service(key).map(|service| (service, ports)))
+        .find(|(service, ports)| serves(ports) || serves(&service.ports))
+        .map(|(service, _)| Arc::clone(service))
+}
+
+/// Connects to the application and tells it, where it asked for that, what it cannot see.
+async fn connect(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStream, Outcome> {
+    let mut stream = dial::application(pod, admitted).await?;
+    if let Some(header) = admitted.header() {
+        let bytes = header
+            .encode()
+            .map_err(|error| Outcome::because(Reason::Bug, error))?;
+        // A few hundred bytes into an empty socket buffer: this does not wait for the peer.
+        stream
+            .write_all(&bytes)
+            .await
+            .map_err(|error| Outcome::because(Reason::DialFailed, error))?;
+    }
+    Ok(stream)
+}
+
+/// The headers of the answer: who serves, for the other end's telemetry.
+fn answer(pod: &ServedPod, local: &Arc<Workload>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let wanted = pod.worker.shared.settings.response_baggage;
+    if let Some(baggage) = wanted.then(|| pod.baggage(local)).flatten() {
+        headers.insert(HeaderName::from_static("baggage"), baggage);
+    }
+    headers
+}
+
+fn status(reason: Reason) -> StatusCode {
+    StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}

@@ -1,0 +1,90 @@
+//! One plaintext connection that arrives for a pod.
+//!
+//! 1. Where was it going: the destination before redirection.
+//! 2. The pod's own record.
+//! 3. Decide on one view: [`admit::admit`] with nobody as the peer, which gives an `Admitted`.
+//! 4. Connect to the application, from the client's address.
+//! 5. Relay, raced with whatever forbids it later.
+//! 6. Record one reason.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ambit_model::admit::{self, Admitted, Arrival, Inbound};
+use ambit_model::reason::Reason;
+use ambit_model::workload::Workload;
+use ambit_net::original_dst::{canonical, original_destination};
+use ambit_observe::access::Direction;
+use ambit_relay::{relay, tcp};
+use tokio::net::TcpStream;
+
+use crate::dial;
+use crate::inbound::service;
+use crate::live::Decided;
+use crate::pod::ServedPod;
+use crate::record::{Outcome, Record};
+
+/// Carries one connection from accept to close.
+pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
+    let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
+    let outcome = match carry(&pod, client, &mut record).await {
+        Ok(outcome) | Err(outcome) => outcome,
+    };
+    record.finish(&outcome);
+}
+
+/// The steps, in order. `Err` is an end before a byte was carried.
+async fn carry(
+    pod: &ServedPod,
+    client: TcpStream,
+    record: &mut Record,
+) -> Result<Outcome, Outcome> {
+    let destination =
+        original_destination(&client).map_err(|error| Outcome::because(Reason::Io, error))?;
+    record.destination_address = Some(destination);
+    let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
+    let decided = decide(pod, &local, destination, record);
+    record.open();
+    let admitted = decided?;
+    let guard = pod.register(
+        Decided::Inbound(admitted.clone()),
+        record.source_address,
+        None,
+    );
+    let application = tokio::select! {
+        biased;
+        refusal = guard.ended() => return Err(refusal.into()),
+        dialled = dial::application(pod, &admitted) => dialled?,
+    };
+    Ok(tokio::select! {
+        biased;
+        refusal = guard.ended() => refusal.into(),
+        closed = relay(tcp::split(client), tcp::split(application), &*record) => Outcome::from(&closed),
+    })
+}
+
+/// Asks whether the connection may come in, and learns for the record who its ends are.
+fn decide(
+    pod: &ServedPod,
+    local: &Arc<Workload>,
+    destination: SocketAddr,
+    record: &mut Record,
+) -> Result<Admitted, Outcome> {
+    let shared = &pod.worker.shared;
+    let peer = record.source_address;
+    let inbound = Inbound {
+        local: &local.uid,
+        connection: destination,
+        peer_address: peer,
+        arrival: Arrival::Plaintext,
+    };
+    shared.store.read(|view| {
+        record.source.workload = view
+            .workload_at(&shared.settings.network, peer.ip())
+            .cloned();
+        record.destination.workload = Some(Arc::clone(local));
+        record.service = service(view, local, None, destination.port());
+        admit::admit(view, &inbound).map_err(Outcome::from)
+    })
+}

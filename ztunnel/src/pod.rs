@@ -1,0 +1,336 @@
+//! One pod: its sockets in its own network namespace, and what its connections need.
+//!
+//! # Theory of operation
+//! The control thread binds all of a pod's listeners in one visit to its namespace (three a data
+//! thread, sharing the ports) and hands each thread its own. From then on a connection stays on
+//! the thread whose listener the kernel gave it to. Stopping goes the other way: the control
+//! thread asks, each thread closes its listeners, says good-bye on its tunnels, lets connections
+//! end until the deadline, and ends the rest.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ambit_model::reason::Reason;
+use ambit_model::view::{LocalPod, View};
+use ambit_model::workload::{Workload, WorkloadType};
+use ambit_net::listen::{DEFAULT_BACKLOG, TcpListen, Transparent};
+use ambit_net::netns::Netns;
+use ambit_net::options;
+use ambit_runtime::accept::accept_loop;
+use ambit_runtime::drain::Draining;
+use ambit_runtime::tasks::spawn_local;
+use ambit_tls::Svid;
+use ambit_wire::baggage::{Baggage, OwnerType};
+use http::HeaderValue;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::config::{
+    HBONE_PORT, Keepalive, OUTBOUND_PORT, OriginalSource, PASSTHROUGH_PORT, Settings,
+};
+use crate::credential::Credential;
+use crate::flag::Flag;
+use crate::inpod::reconcile::PodInfo;
+use crate::live::{Decided, Guard};
+use crate::record::Outcome;
+use crate::worker::Worker;
+use crate::{inbound, outbound, passthrough};
+
+/// How long a connection waits for its own workload or certificate to become known: as long as
+/// Istio's node proxy. A pod's first connection often comes before the control plane has seen it.
+pub const UNKNOWN: Duration = Duration::from_secs(5);
+
+/// A pod as every thread sees it.
+#[derive(Debug)]
+pub struct Pod {
+    /// Kubernetes uid.
+    pub uid: String,
+    /// Who it is; the agent vouches for it.
+    pub info: PodInfo,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// Its certificate.
+    pub credential: Credential,
+}
+
+impl Pod {
+    /// The pod's record in `view`.
+    #[must_use]
+    pub fn find<'v>(&self, view: &'v View, node: &str) -> Option<&'v Arc<Workload>> {
+        view.local(&LocalPod {
+            namespace: &self.info.namespace,
+            name: &self.info.name,
+            service_account: &self.info.service_account,
+            node,
+        })
+    }
+}
+
+/// One thread's listeners in one pod.
+#[derive(Debug)]
+pub struct Sockets {
+    outbound: StdListener,
+    passthrough: StdListener,
+    hbone: StdListener,
+}
+
+impl Sockets {
+    /// Binds the listeners of `threads` threads in one visit to the pod's namespace.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, a port is in use there, or a capability is missing.
+    pub fn bind(
+        netns: &Netns,
+        settings: &Settings,
+        threads: usize,
+    ) -> Result<Vec<Self>, ambit_net::Error> {
+        let listen = |port: u16| TcpListen {
+            address: SocketAddr::new(settings.wildcard(), port),
+            transparent: match settings.original_source {
+                OriginalSource::Auto => Transparent::Wanted,
+                OriginalSource::Required => Transparent::Required,
+                OriginalSource::Off => Transparent::Off,
+            },
+            // Without it a second thread could not listen.
+            reuse_port: settings.inpod_port_reuse || threads > 1,
+            mark: mark(settings),
+            backlog: DEFAULT_BACKLOG,
+        };
+        let bind = || {
+            (0..threads)
+                .map(|_| {
+                    Ok(Self {
+                        outbound: listen(OUTBOUND_PORT).bind()?,
+                        passthrough: listen(PASSTHROUGH_PORT).bind()?,
+                        hbone: listen(HBONE_PORT).bind()?,
+                    })
+                })
+                .collect()
+        };
+        netns.run(bind)?
+    }
+}
+
+/// The packet mark of our sockets, if there is one.
+#[must_use]
+pub fn mark(settings: &Settings) -> Option<u32> {
+    (settings.packet_mark != 0).then_some(settings.packet_mark)
+}
+
+/// Keepalive in the form of the sockets.
+#[must_use]
+pub fn keepalive(settings: &Settings) -> Option<options::Keepalive> {
+    settings.keepalive.map(
+        |Keepalive {
+             time,
+             interval,
+             retries,
+         }| options::Keepalive {
+            idle: time,
+            interval,
+            probes: retries,
+        },
+    )
+}
+
+/// A pod as served by one thread.
+#[derive(Debug)]
+pub struct ServedPod {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Its uid, for the registry of connections.
+    pub uid: Rc<str>,
+    /// The thread.
+    pub worker: Rc<Worker>,
+    /// Raised when no new work is to be taken.
+    pub draining: Flag,
+    /// Raised when the time to finish is over.
+    pub over: Flag,
+    /// What the pod says of itself on its tunnels, and for which record of it.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
+}
+
+impl ServedPod {
+    /// Serves `pod` on the calling thread until `draining` asks to stop.
+    ///
+    /// # Errors
+    /// The sockets cannot be registered with the thread's event loop.
+    pub fn serve(
+        worker: &Rc<Worker>,
+        pod: Arc<Pod>,
+        sockets: Sockets,
+        draining: Draining,
+    ) -> io::Result<()> {
+        let outbound = TcpListener::from_std(sockets.outbound)?;
+        let passthrough = TcpListener::from_std(sockets.passthrough)?;
+        let hbone = TcpListener::from_std(sockets.hbone)?;
+        let served = Rc::new(Self {
+            uid: Rc::from(pod.uid.as_str()),
+            pod,
+            worker: Rc::clone(worker),
+            draining: Flag::default(),
+            over: Flag::default(),
+            baggage: RefCell::default(),
+        });
+        worker.add(&served);
+        let to_outbound = |pod, stream, peer| {
+            drop(spawn_local("outbound", outbound::serve(pod, stream, peer)));
+        };
+        let to_passthrough = |pod, stream, peer| {
+            drop(spawn_local(
+                "passthrough",
+                passthrough::serve(pod, stream, peer),
+            ));
+        };
+        let to_inbound = |pod, stream, peer| {
+            drop(spawn_local("inbound", inbound::serve(pod, stream, peer)));
+        };
+        served.listen("outbound listener", outbound, &draining, to_outbound);
+        served.listen(
+            "passthrough listener",
+            passthrough,
+            &draining,
+            to_passthrough,
+        );
+        served.listen("inbound listener", hbone, &draining, to_inbound);
+        drop(spawn_local("pod drain", served.end(draining)));
+        Ok(())
+    }
+
+    fn listen(
+        self: &Rc<Self>,
+        name: &'static str,
+        listener: TcpListener,
+        draining: &Draining,
+        serve: impl Fn(Rc<Self>, TcpStream, SocketAddr) + 'static,
+    ) {
+        let (pod, draining) = (Rc::clone(self), draining.clone());
+        let accepting = async move {
+            let each = |stream: TcpStream, peer| {
+                pod.prepare(&stream);
+                serve(Rc::clone(&pod), stream, peer);
+            };
+            if let Err(error) = accept_loop(listener, &draining, each).await {
+                tracing::error!(name, pod = pod.pod.info.name, %error, "listener failed");
+            }
+        };
+        drop(spawn_local(name, accepting));
+    }
+
+    /// Options of an accepted socket. A socket that does not take them is about to fail anyway.
+    fn prepare(&self, stream: &TcpStream) {
+        let settings = &self.worker.shared.settings;
+        let _ = options::nodelay(stream);
+        if let Some(keepalive) = keepalive(settings) {
+            let _ = options::keepalive(stream, &keepalive);
+        }
+        if let Some(after) = settings.user_timeout {
+            let _ = options::user_timeout(stream, after);
+        }
+    }
+
+    /// Waits for the drain and carries it out. Holds the drain until the pod's connections ended.
+    async fn end(self: Rc<Self>, draining: Draining) {
+        draining.requested().await;
+        self.draining.raise();
+        let live = &self.worker.live;
+        tokio::select! {
+            () = live.empty(&self.uid) => {}
+            () = draining.stopped() => {}
+        }
+        live.end(&self.uid, Reason::Drained);
+        self.over.raise();
+        let source = self.workload_now().map(|workload| workload.uid.clone());
+        self.worker.pool.close("pod is no longer served", |key| {
+            Some(&key.source) == source.as_ref()
+        });
+        self.worker.remove(&self);
+        live.empty(&self.uid).await;
+    }
+
+    /// The pod's record now.
+    #[must_use]
+    pub fn workload_now(&self) -> Option<Arc<Workload>> {
+        let shared = &self.worker.shared;
+        shared
+            .store
+            .read(|view| self.pod.find(view, &shared.settings.local_node).cloned())
+    }
+
+    /// The pod's record, waiting for it no longer than [`UNKNOWN`].
+    pub async fn workload(&self) -> Option<Arc<Workload>> {
+        match self.workload_now() {
+            Some(known) => Some(known),
+            // Boxed: the waiting is rare and its state need not lie in every connection.
+            None => Box::pin(self.workload_later()).await,
+        }
+    }
+
+    async fn workload_later(&self) -> Option<Arc<Workload>> {
+        let shared = &self.worker.shared;
+        let find = |view: &View| self.pod.find(view, &shared.settings.local_node).cloned();
+        shared.store.wait_for(UNKNOWN, find).await
+    }
+
+    /// The pod's certificate, waiting for it no longer than [`UNKNOWN`].
+    ///
+    /// # Errors
+    /// There is none: without it nothing goes in or out.
+    pub async fn svid(&self) -> Result<Arc<Svid>, Outcome> {
+        if let Some(svid) = self.pod.credential.current() {
+            return Ok(svid);
+        }
+        let later = Box::pin(self.pod.credential.wait(UNKNOWN)).await;
+        later.map_err(|problem| Outcome::because(Reason::CertificateUnavailable, problem))
+    }
+
+    /// Registers a connection of this pod, in the turn in which it was decided.
+    #[must_use]
+    pub fn register(&self, decided: Decided, client: SocketAddr, wanted: Option<Rc<str>>) -> Guard {
+        let guard = self
+            .worker
+            .live
+            .register(&self.uid, decided, client, wanted);
+        if self.over.is_raised() {
+            // Its listener is closed and whoever would end it has been here.
+            self.worker.live.end(&self.uid, Reason::Drained);
+        }
+        guard
+    }
+
+    /// What `workload`, the pod's record, says of itself on tunnels.
+    #[must_use]
+    pub fn baggage(&self, workload: &Arc<Workload>) -> Option<HeaderValue> {
+        let mut kept = self.baggage.borrow_mut();
+        if let Some((of, value)) = &*kept
+            && Arc::ptr_eq(of, workload)
+        {
+            return Some(value.clone());
+        }
+        let value = HeaderValue::try_from(baggage_of(workload).to_string()).ok()?;
+        *kept = Some((Arc::clone(workload), value.clone()));
+        Some(value)
+    }
+}
+
+fn baggage_of(workload: &Workload) -> Baggage {
+    let some = |text: &str| (!text.is_empty()).then(|| Arc::from(text));
+    Baggage {
+        cluster: some(&workload.cluster),
+        namespace: some(&workload.namespace),
+        workload_type: Some(match workload.workload_type {
+            WorkloadType::Deployment => OwnerType::Deployment,
+            WorkloadType::CronJob => OwnerType::CronJob,
+            WorkloadType::Pod => OwnerType::Pod,
+            WorkloadType::Job => OwnerType::Job,
+        }),
+        workload_name: some(&workload.workload_name),
+        service_name: some(&workload.canonical_name),
+        service_version: some(&workload.canonical_revision),
+        region: some(&workload.locality.region),
+        zone: some(&workload.locality.zone),
+    }
+}
