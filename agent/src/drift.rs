@@ -4,19 +4,12 @@
 //! found to be as they should be.
 
 use std::io;
-use std::time::Duration;
 
 use ambit_net::netlink::Notices;
 use ambit_net::netns::Netns;
 
 use crate::netlink::{Family, Netlink};
 use crate::{nftables, route};
-
-/// Quiet time after a notice, so that a change made in several steps is looked at once.
-const SETTLE: Duration = Duration::from_millis(20);
-
-/// Notices after which we look although more keep coming.
-const MOST_NOTICES: usize = 100;
 
 /// Listens in one namespace.
 #[derive(Debug)]
@@ -43,16 +36,9 @@ impl Drift {
     }
 
     /// Returns when something changed. Notices that were lost count as a change. Cancel safe.
+    ///
+    /// At once and not after some quiet time: while rules are missing the pod speaks past the mesh.
     pub async fn changed(&self) {
-        self.next().await;
-        for _more in 0..MOST_NOTICES {
-            if tokio::time::timeout(SETTLE, self.next()).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    async fn next(&self) {
         // An error is an overrun: something changed, and we do not know what.
         tokio::select! {
             _notice = self.netfilter.next() => {}

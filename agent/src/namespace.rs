@@ -139,7 +139,7 @@ impl PodNetns {
             Err(error) => {
                 return Err(NamespaceError::NotANamespace {
                     path,
-                    source: error.into(),
+                    source: with_cause(&error),
                 });
             }
         };
@@ -176,6 +176,14 @@ impl PodNetns {
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
         Netns::open(path).is_ok_and(|found| found.id() == self.id())
+    }
+}
+
+/// The system's word for it, which the error itself leaves to its source.
+fn with_cause(error: &ambit_net::Error) -> io::Error {
+    match error.io() {
+        Some(cause) => io::Error::new(cause.kind(), format!("{error}: {cause}")),
+        None => io::Error::other(error.to_string()),
     }
 }
 

@@ -1,6 +1,13 @@
 //! The rules in real network namespaces, tried with real connections. Needs root.
 
-#[path = "redirect/pair.rs"]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test program: it stops at what it does not expect"
+)]
+
+#[expect(dead_code, reason = "each test program uses a part of it")]
+#[path = "pair/pair.rs"]
 mod pair;
 
 use std::io::{Read, Write};
@@ -52,17 +59,17 @@ fn inbound_outbound_and_hbone_reach_the_ports_of_the_proxy() {
     let pair = enrolled("basic", &Options::default());
     for (pod, client) in pair.addresses() {
         assert_eq!(
-            pair.from_client((pod, APP)),
+            pair.ask_from_client((pod, APP)),
             Reply::From("inbound"),
             "{pod}"
         );
         assert_eq!(
-            pair.from_client((pod, HBONE_PORT)),
+            pair.ask_from_client((pod, HBONE_PORT)),
             Reply::From("hbone"),
             "{pod}"
         );
         assert_eq!(
-            pair.from_pod((client, APP)),
+            pair.ask_from_pod((client, APP)),
             Reply::From("outbound"),
             "{client}"
         );
@@ -76,7 +83,7 @@ fn connections_to_itself_and_over_loopback_are_left_alone() {
     let local = ["127.0.0.1", "127.0.0.2", "::1"].map(|text| text.parse().unwrap());
     for address in own.into_iter().chain(local) {
         assert_eq!(
-            pair.from_pod((address, APP)),
+            pair.ask_from_pod((address, APP)),
             Reply::From("application"),
             "{address}"
         );
@@ -125,8 +132,8 @@ fn a_closed_proxy_refuses_and_nothing_slips_past_it() {
     pair.serve_in_client(APP, "peer");
     install(&pair, Mode::Capture, &Options::default());
     for (pod, client) in pair.addresses() {
-        assert_eq!(pair.from_client((pod, APP)), Reply::Nothing, "{pod}");
-        assert_eq!(pair.from_pod((client, APP)), Reply::Nothing, "{client}");
+        assert_eq!(pair.ask_from_client((pod, APP)), Reply::Nothing, "{pod}");
+        assert_eq!(pair.ask_from_pod((client, APP)), Reply::Nothing, "{client}");
     }
 }
 
@@ -145,8 +152,8 @@ fn without_ipv6_redirection_ipv6_is_cut_off_and_not_let_past() {
         } else {
             (Reply::Nothing, Reply::Nothing)
         };
-        assert_eq!(pair.from_client((pod, APP)), inbound, "{pod}");
-        assert_eq!(pair.from_pod((client, APP)), outbound, "{client}");
+        assert_eq!(pair.ask_from_client((pod, APP)), inbound, "{pod}");
+        assert_eq!(pair.ask_from_pod((client, APP)), outbound, "{client}");
     }
 }
 
@@ -162,8 +169,8 @@ fn loopback_without_ipv6_means_ipv6_is_cut_off() {
     );
     let (pod, client) = pair.addresses()[1];
     assert!(pod.is_ipv6());
-    assert_eq!(pair.from_client((pod, APP)), Reply::Nothing);
-    assert_eq!(pair.from_pod((client, APP)), Reply::Nothing);
+    assert_eq!(pair.ask_from_client((pod, APP)), Reply::Nothing);
+    assert_eq!(pair.ask_from_pod((client, APP)), Reply::Nothing);
 }
 
 #[test]
@@ -176,8 +183,8 @@ fn a_pod_that_bypasses_inbound_capture_takes_inbound_itself() {
         },
     );
     for (pod, client) in pair.addresses() {
-        assert_eq!(pair.from_client((pod, APP)), Reply::From("application"));
-        assert_eq!(pair.from_pod((client, APP)), Reply::From("outbound"));
+        assert_eq!(pair.ask_from_client((pod, APP)), Reply::From("application"));
+        assert_eq!(pair.ask_from_pod((client, APP)), Reply::From("outbound"));
         let seen = pair.spoofed(client, SocketAddr::new(pod, APP), PROXY_MARK);
         assert_eq!(seen, Reply::From("application"), "the tagging pair works");
     }
@@ -197,10 +204,10 @@ fn probes_of_the_node_pass_only_when_the_exemption_is_on() {
         pair.in_pod(&format!("ip route add {PROBE_V4}/32 dev eth0"));
         let (pod, _) = pair.addresses()[0];
         let expected = if probes { "application" } else { "inbound" };
-        let reply = pair.from_client_as(IpAddr::V4(PROBE_V4), SocketAddr::new(pod, APP));
+        let reply = pair.ask_from_client_as(IpAddr::V4(PROBE_V4), SocketAddr::new(pod, APP));
         assert_eq!(reply, Reply::From(expected));
         assert_eq!(
-            pair.from_client((pod, APP)),
+            pair.ask_from_client((pod, APP)),
             Reply::From("inbound"),
             "others do not pass"
         );
@@ -215,7 +222,7 @@ fn interfaces_of_virtual_machines_are_outbound() {
     };
     let pair = enrolled("vm", &options);
     let (pod, _) = pair.addresses()[0];
-    assert_eq!(pair.from_client((pod, APP)), Reply::From("outbound"));
+    assert_eq!(pair.ask_from_client((pod, APP)), Reply::From("outbound"));
 }
 
 #[test]
@@ -251,8 +258,8 @@ fn redirected_connections_live_on_while_draining_and_new_ones_are_not_redirected
     assert_eq!(state(&pair, Mode::Drain, &Options::default()), State::Same);
     assert_eq!(echo(&mut inbound), "inbound");
     assert_eq!(echo(&mut outbound), "outbound");
-    assert_eq!(pair.from_client((pod, APP)), Reply::From("application"));
-    assert_eq!(pair.from_pod((client, APP)), Reply::From("peer"));
+    assert_eq!(pair.ask_from_client((pod, APP)), Reply::From("application"));
+    assert_eq!(pair.ask_from_pod((client, APP)), Reply::From("peer"));
 }
 
 #[test]
@@ -386,7 +393,7 @@ fn without_counters(line: &str) -> String {
     while let Some(word) = words.next() {
         if word == "counter" {
             // counter packets N bytes N
-            drop(words.by_ref().take(4).count());
+            words.by_ref().take(4).for_each(drop);
         } else {
             kept.push(word);
         }

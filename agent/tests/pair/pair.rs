@@ -61,6 +61,14 @@ impl Pair {
         }
     }
 
+    pub(crate) fn pod_path(&self) -> String {
+        format!("/run/netns/{}", self.pod_name)
+    }
+
+    pub(crate) fn client_path(&self) -> String {
+        format!("/run/netns/{}", self.client_name)
+    }
+
     /// Pairs of pod's and client's address, IPv4 first.
     pub(crate) fn addresses(&self) -> Vec<(IpAddr, IpAddr)> {
         let of = |text: &str| text.parse().unwrap();
@@ -86,17 +94,17 @@ impl Pair {
         serve(&self.client, port, name);
     }
 
-    pub(crate) fn from_client(&self, to: (IpAddr, u16)) -> Reply {
+    pub(crate) fn ask_from_client(&self, to: (IpAddr, u16)) -> Reply {
         ask(socket(&self.client, to.0), to.into())
     }
 
-    pub(crate) fn from_client_as(&self, source: IpAddr, to: SocketAddr) -> Reply {
+    pub(crate) fn ask_from_client_as(&self, source: IpAddr, to: SocketAddr) -> Reply {
         let socket = socket(&self.client, to.ip());
         socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
         ask(socket, to)
     }
 
-    pub(crate) fn from_pod(&self, to: (IpAddr, u16)) -> Reply {
+    pub(crate) fn ask_from_pod(&self, to: (IpAddr, u16)) -> Reply {
         ask(socket(&self.pod, to.0), to.into())
     }
 
@@ -143,14 +151,14 @@ impl Pair {
     }
 
     pub(crate) fn open_from_client_port(&self, to: SocketAddr, port: u16) -> TcpStream {
-        open(self.from_port(to, port), to).unwrap()
+        open(self.socket_at_port(to, port), to).unwrap()
     }
 
     pub(crate) fn try_from_client_port(&self, to: SocketAddr, port: u16) -> Reply {
-        ask(self.from_port(to, port), to)
+        ask(self.socket_at_port(to, port), to)
     }
 
-    fn from_port(&self, to: SocketAddr, port: u16) -> Socket {
+    fn socket_at_port(&self, to: SocketAddr, port: u16) -> Socket {
         let socket = socket(&self.client, to.ip());
         socket.set_reuse_address(true).unwrap();
         let any: IpAddr = if to.is_ipv4() {
@@ -213,7 +221,7 @@ fn reply(mut stream: TcpStream) -> Reply {
 }
 
 /// Answers each byte with `name`; a full stop ends the connection. Lives as long as the test process.
-fn serve(netns: &Netns, port: u16, name: &'static str) {
+pub(crate) fn serve(netns: &Netns, port: u16, name: &'static str) {
     let listener = netns
         .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap())
         .unwrap();
