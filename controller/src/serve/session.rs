@@ -1,0 +1,313 @@
+//! The server's side of one delta discovery stream. Pure: requests and publications in, responses out.
+//!
+//! # Theory of operation
+//! Per type the session knows what the client subscribed to and which version of each resource it
+//! was sent. A request changes the former, a publication is compared with the latter. The protocol is
+//! Envoy's incremental aggregated discovery.
+//!
+//! # Order
+//! A publication goes out make-before-break: what refers to something is sent after it, and what is
+//! referred to is removed last. For a node proxy that is policies before the workloads that name
+//! them; for a waypoint clusters, endpoints, listeners.
+//!
+//! # Not done here
+//! Repeating after a NACK: a refused resource is sent again when it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ambit_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use ambit_proto::type_url;
+
+use crate::publish::{Entry, Published, Scope, Table};
+
+/// Types one client may subscribe to. Ours use four, Envoy with extensions about ten.
+const MAX_TYPES: usize = 32;
+
+/// Names one client may subscribe to in one type: above the clusters of the largest meshes.
+const MAX_NAMES: usize = 100_000;
+
+/// The name that means all.
+const WILDCARD: &str = "*";
+
+/// One client's stream.
+#[derive(Debug)]
+pub struct Session {
+    scope: Scope,
+    types: BTreeMap<String, Subscription>,
+    nonces: u64,
+}
+
+#[derive(Debug, Default)]
+struct Subscription {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Versions by resource name, as sent or as the client said it has.
+    sent: BTreeMap<String, String>,
+}
+
+/// A refusal of what was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The type.
+    pub type_url: String,
+    /// What the client says: resource names with reasons.
+    pub message: String,
+}
+
+/// What a request leads to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Reaction {
+    /// To send, in order.
+    pub responses: Vec<DeltaDiscoveryResponse>,
+    /// Set when the request refuses an earlier response.
+    pub rejection: Option<Rejection>,
+}
+
+/// A client that does not follow the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misbehaved {
+    /// More types than any client has use for.
+    #[error("subscribes to more than {MAX_TYPES} types")]
+    Types,
+    /// More names than any client has use for.
+    #[error("subscribes to more than {MAX_NAMES} names")]
+    Names,
+}
+
+/// Which half of a difference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    New,
+    Gone,
+    Both,
+}
+
+/// A publication to a node proxy, in order.
+const NODE_STEPS: [(&str, Half); 4] = [
+    (type_url::AUTHORIZATION, Half::New),
+    (type_url::ADDRESS, Half::Both),
+    (type_url::WORKLOAD, Half::Both),
+    (type_url::AUTHORIZATION, Half::Gone),
+];
+
+/// A publication to a waypoint, in order.
+const WAYPOINT_STEPS: [(&str, Half); 6] = [
+    (type_url::WORKLOAD, Half::Both),
+    (type_url::CLUSTER, Half::New),
+    (type_url::ENDPOINT, Half::New),
+    (type_url::LISTENER, Half::Both),
+    (type_url::CLUSTER, Half::Gone),
+    (type_url::ENDPOINT, Half::Gone),
+];
+
+impl Session {
+    /// A new stream of a client with this view.
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            types: BTreeMap::new(),
+            nonces: 0,
+        }
+    }
+
+    /// Takes one request.
+    ///
+    /// # Errors
+    /// When the client must be cut off.
+    pub fn request(
+        &mut self,
+        published: &Published,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<Reaction, Misbehaved> {
+        let type_url = request.type_url.clone();
+        let rejection = request.error_detail.as_ref().map(|status| Rejection {
+            type_url: type_url.clone(),
+            message: status.message.clone(),
+        });
+        let first = !self.types.contains_key(&type_url);
+        if first && self.types.len() >= MAX_TYPES {
+            return Err(Misbehaved::Types);
+        }
+        let subscription = self.types.entry(type_url.clone()).or_default();
+        let asked = subscription.change(first, request)?;
+        if !first && asked.is_empty() {
+            // An ACK, a NACK, or the end of interest in some names: there is nothing to say.
+            return Ok(Reaction {
+                responses: Vec::new(),
+                rejection,
+            });
+        }
+        let response = self.difference(published, &type_url, Half::Both, &asked, first);
+        Ok(Reaction {
+            responses: response.into_iter().collect(),
+            rejection,
+        })
+    }
+
+    /// Takes a publication: what this client does not have yet.
+    pub fn publish(&mut self, published: &Published) -> Vec<DeltaDiscoveryResponse> {
+        let steps: &[(&str, Half)] = match self.scope {
+            Scope::Node => &NODE_STEPS,
+            Scope::Waypoint(_) => &WAYPOINT_STEPS,
+        };
+        let mut responses = Vec::new();
+        for (type_url, half) in steps {
+            let response = self.difference(published, type_url, *half, &BTreeSet::new(), false);
+            if let Some(response) = &response
+                && *type_url == type_url::CLUSTER
+            {
+                self.forget_endpoints(response);
+            }
+            responses.extend(response);
+        }
+        responses
+    }
+
+    /// Types and names this client has, for dumps.
+    pub fn held(&self) -> BTreeMap<String, usize> {
+        self.types
+            .iter()
+            .map(|(type_url, held)| (type_url.clone(), held.sent.len()))
+            .collect()
+    }
+
+    /// Envoy holds a changed cluster back until its endpoints come again.
+    fn forget_endpoints(&mut self, clusters: &DeltaDiscoveryResponse) {
+        if let Some(endpoints) = self.types.get_mut(type_url::ENDPOINT) {
+            for cluster in &clusters.resources {
+                endpoints.sent.remove(&cluster.name);
+            }
+        }
+    }
+
+    /// What the client lacks and what it has too much; `None` when nothing, unless `always`.
+    /// A name of `asked` that does not exist is answered as removed.
+    fn difference(
+        &mut self,
+        published: &Published,
+        type_url: &str,
+        half: Half,
+        asked: &BTreeSet<String>,
+        always: bool,
+    ) -> Option<DeltaDiscoveryResponse> {
+        let subscription = self.types.get_mut(type_url)?;
+        let empty = Table::new();
+        let table = published.table(&self.scope, type_url).unwrap_or(&empty);
+        let mut response = DeltaDiscoveryResponse {
+            type_url: type_url.to_owned(),
+            ..DeltaDiscoveryResponse::default()
+        };
+        if half != Half::Gone {
+            response.resources = subscription.lacking(type_url, table);
+        }
+        if half != Half::New {
+            response.removed_resources = subscription.too_much(table);
+            let unknown = asked
+                .iter()
+                .filter(|name| *name != WILDCARD && find(table, name).is_none())
+                .filter(|name| !response.removed_resources.contains(name));
+            let unknown: Vec<String> = unknown.cloned().collect();
+            response.removed_resources.extend(unknown);
+        }
+        let silent = response.resources.is_empty() && response.removed_resources.is_empty();
+        if silent && !always {
+            return None;
+        }
+        self.nonces += 1;
+        response.nonce = self.nonces.to_string();
+        Some(response)
+    }
+}
+
+impl Subscription {
+    /// Applies what the request says about names. Returns the names newly asked for.
+    fn change(
+        &mut self,
+        first: bool,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<BTreeSet<String>, Misbehaved> {
+        if first {
+            self.sent = request.initial_resource_versions;
+        }
+        let subscribe: BTreeSet<String> = request.resource_names_subscribe.into_iter().collect();
+        let silent = subscribe.is_empty() && request.resource_names_unsubscribe.is_empty();
+        self.wildcard |= (first && silent) || subscribe.contains(WILDCARD);
+        for name in &subscribe {
+            // Who asks again wants it again, unless it has just said what it has.
+            if !first {
+                self.sent.remove(name);
+            }
+            if name != WILDCARD {
+                self.names.insert(name.clone());
+            }
+        }
+        for name in &request.resource_names_unsubscribe {
+            if name == WILDCARD {
+                self.wildcard = false;
+            }
+            self.names.remove(name);
+            self.sent.remove(name);
+        }
+        if self.names.len() > MAX_NAMES || self.sent.len() > MAX_NAMES {
+            return Err(Misbehaved::Names);
+        }
+        Ok(subscribe)
+    }
+
+    fn lacking(&mut self, type_url: &str, table: &Table) -> Vec<Resource> {
+        let all = table.iter().filter(|_| self.wildcard);
+        let named = self
+            .names
+            .iter()
+            .filter(|_| !self.wildcard)
+            .filter_map(|name| find(table, name));
+        let wanted: BTreeMap<&String, &Arc<Entry>> = all.chain(named).collect();
+        let mut resources = Vec::new();
+        for (name, entry) in wanted {
+            if self.sent.get(name) != Some(&entry.version) {
+                self.sent.insert(name.clone(), entry.version.clone());
+                resources.push(resource(type_url, name, entry));
+            }
+        }
+        resources
+    }
+
+    fn too_much(&mut self, table: &Table) -> Vec<String> {
+        let gone: Vec<String> = self
+            .sent
+            .keys()
+            .filter(|name| !table.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in &gone {
+            self.sent.remove(name);
+        }
+        gone
+    }
+}
+
+/// By name, else by alias.
+fn find<'a>(table: &'a Table, name: &str) -> Option<(&'a String, &'a Arc<Entry>)> {
+    table.get_key_value(name).or_else(|| {
+        table
+            .iter()
+            .find(|(_, entry)| entry.aliases.iter().any(|alias| alias == name))
+    })
+}
+
+fn resource(type_url: &str, name: &str, entry: &Entry) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        version: entry.version.clone(),
+        aliases: entry.aliases.clone(),
+        resource: Some(prost_types::Any {
+            type_url: type_url.to_owned(),
+            value: entry.payload.to_vec(),
+        }),
+        ..Resource::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
