@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod count;
 pub mod labels;
 pub mod logging;
 pub mod metrics;

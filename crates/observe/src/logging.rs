@@ -16,6 +16,7 @@ use tracing_subscriber::{Layer, Registry, filter::Targets, reload};
 
 pub use self::filter::{Filter, FilterError};
 
+use crate::metrics::{self, Descriptor, Kind};
 use crate::writer::LogWriter;
 
 /// How lines look (`LOG_FORMAT`).
@@ -152,6 +153,19 @@ impl Logging {
     pub fn reset_levels(&self) {
         let mut current = self.levels.current.lock();
         self.apply(&mut current, self.levels.initial.clone());
+    }
+
+    /// Adds `ambit_log_lines_dropped_total`: lines that found the queue full.
+    pub fn register(&self, registry: &metrics::Registry) {
+        let descriptor = Descriptor {
+            name: "ambit_log_lines_dropped",
+            help: "Log lines dropped because the output was too slow (unstable).",
+            kind: Kind::Counter,
+        };
+        let writer = self.writer.clone();
+        registry.computed(descriptor, move || {
+            Some(u32::try_from(writer.dropped()).map_or(f64::from(u32::MAX), f64::from))
+        });
     }
 
     fn apply(&self, current: &mut Filter, next: Filter) {

@@ -35,6 +35,8 @@ const GOOD_LIFE: Duration = Duration::from_secs(15);
 const FIRST_RESPONSE: Duration = Duration::from_secs(60);
 /// Time for the server to take an acknowledgement out of our window.
 const SEND: Duration = Duration::from_secs(30);
+/// Refused resources of one response that are logged each; the count is logged for all.
+const MAX_LOGGED: usize = 20;
 /// Requests in flight towards the server: the first of each type, then acknowledgements.
 const REQUESTS: usize = 64;
 
@@ -78,6 +80,15 @@ impl Metrics {
         messages
             .bytes
             .add(u64::try_from(response.encoded_len()).unwrap_or(u64::MAX));
+    }
+
+    fn ended(&self, ended: &Ended, lived: Duration, pause: Duration) {
+        self.terminations
+            .resolve(|labels| labels.closed("reason", ended.label()))
+            .ended
+            .inc();
+        let error: &(dyn StdError + 'static) = ended;
+        tracing::warn!(error, ?lived, ?pause, "discovery will reconnect");
     }
 
     fn rejected(&self, type_url: &str, rejected: &[Rejected]) {
@@ -169,20 +180,11 @@ where
         };
         let ended = stream.serve(channel.clone()).await;
         let lived = began.elapsed();
-        let terminations = &config.metrics.terminations;
-        terminations
-            .resolve(|labels| labels.closed("reason", ended.label()))
-            .ended
-            .inc();
         if lived >= GOOD_LIFE {
             backoff.reset();
         }
         let pause = backoff.next(fastrand::u64(..));
-        {
-            // In a scope of its own: held over the pause it would tie the future to one thread.
-            let error: &(dyn StdError + 'static) = &ended;
-            tracing::warn!(error, ?lived, ?pause, "discovery will reconnect");
-        }
+        config.metrics.ended(&ended, lived, pause);
         tokio::time::sleep(pause).await;
     }
 }
@@ -270,8 +272,14 @@ impl<H: Handler, F: FnOnce()> Stream<'_, H, F> {
         );
         if !rejected.is_empty() {
             self.metrics.rejected(&type_url, &rejected);
+            tracing::warn!(
+                type_url,
+                rejected = rejected.len(),
+                of = count,
+                "resources refused"
+            );
         }
-        for Rejected { name, reason } in &rejected {
+        for Rejected { name, reason } in rejected.iter().take(MAX_LOGGED) {
             tracing::warn!(type_url, name, reason, "resource refused");
         }
         if self.session.synced()
