@@ -184,23 +184,30 @@ mod tests {
 
     /// An output that stands still until it is opened.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Gate(Arc<Shut>);
+
+    #[derive(Default)]
+    struct Shut {
+        /// Whether it is open, and what was written.
+        state: Mutex<(bool, Vec<u8>)>,
+        opened: Condvar,
+    }
 
     impl Gate {
         fn open(&self) {
-            self.0.0.lock().0 = true;
-            self.0.1.notify_all();
+            self.0.state.lock().0 = true;
+            self.0.opened.notify_all();
         }
 
         fn text(&self) -> String {
-            String::from_utf8(self.0.0.lock().1.clone()).unwrap()
+            String::from_utf8(self.0.state.lock().1.clone()).unwrap()
         }
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut state = self.0.0.lock();
-            self.0.1.wait_while(&mut state, |state| !state.0);
+            let mut state = self.0.state.lock();
+            self.0.opened.wait_while(&mut state, |state| !state.0);
             let part = bytes.len().min(7); // short writes
             state.1.extend_from_slice(&bytes[..part]);
             Ok(part)
