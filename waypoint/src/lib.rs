@@ -20,6 +20,7 @@ pub mod envoy;
 pub mod filter;
 pub mod format;
 pub mod guard;
+pub mod headers;
 pub mod plan;
 pub mod request;
 pub mod routes;

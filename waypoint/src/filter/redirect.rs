@@ -104,90 +104,43 @@ mod tests {
         }
     }
 
-    fn to(redirect: Redirect, authority: &'static str, from: &'static str) -> Option<String> {
-        let any = PathMatch::Prefix(StringMatch::new(StringTest::Prefix((*b"/a").into()), false));
-        redirect.location("http", authority, from, &any)
+    /// A redirect with one thing changed.
+    fn with(change: impl FnOnce(&mut Redirect)) -> Redirect {
+        let mut redirect = keep();
+        change(&mut redirect);
+        redirect
     }
 
     #[test]
     fn location_changes_only_what_was_asked() {
         let any = PathMatch::Prefix(StringMatch::new(StringTest::Prefix((*b"/a").into()), false));
         let whole = |text: &str| Some(PathRewrite::Whole(text.into()));
+        let host = with(|r| r.host = Some("new".into()));
+        let https = with(|r| r.scheme = Some("https".into()));
+        let path = with(|r| r.path = whole("/new"));
+        let prefix = with(|r| r.path = Some(PathRewrite::Prefix("/z".into())));
+        let mut stripped = path.clone();
+        stripped.strip_query = true;
         let cases = [
             (keep(), "cart:8080", "/a?x=1", "http://cart:8080/a?x=1"),
+            (host, "cart:8080", "/a", "http://new/a"),
             (
-                Redirect {
-                    host: Some("new".into()),
-                    ..keep()
-                },
-                "cart:8080",
-                "/a",
-                "http://new/a",
-            ),
-            (
-                Redirect {
-                    port: Some(9),
-                    ..keep()
-                },
+                with(|r| r.port = Some(9)),
                 "cart:8080",
                 "/a",
                 "http://cart:9/a",
             ),
             (
-                Redirect {
-                    port: Some(80),
-                    ..keep()
-                },
+                with(|r| r.port = Some(80)),
                 "cart:8080",
                 "/a",
                 "http://cart/a",
             ),
-            (
-                Redirect {
-                    scheme: Some("https".into()),
-                    ..keep()
-                },
-                "cart",
-                "/a",
-                "https://cart/a",
-            ),
-            (
-                Redirect {
-                    scheme: Some("https".into()),
-                    ..keep()
-                },
-                "cart:80",
-                "/a",
-                "https://cart/a",
-            ),
-            (
-                Redirect {
-                    path: whole("/new"),
-                    ..keep()
-                },
-                "cart",
-                "/a?b",
-                "http://cart/new?b",
-            ),
-            (
-                Redirect {
-                    path: whole("/new"),
-                    strip_query: true,
-                    ..keep()
-                },
-                "cart",
-                "/a?b",
-                "http://cart/new",
-            ),
-            (
-                Redirect {
-                    path: Some(PathRewrite::Prefix("/z".into())),
-                    ..keep()
-                },
-                "[fd00::1]:81",
-                "/a/b",
-                "http://[fd00::1]:81/z/b",
-            ),
+            (https.clone(), "cart", "/a", "https://cart/a"),
+            (https, "cart:80", "/a", "https://cart/a"),
+            (path, "cart", "/a?b", "http://cart/new?b"),
+            (stripped, "cart", "/a?b", "http://cart/new"),
+            (prefix, "[fd00::1]:81", "/a/b", "http://[fd00::1]:81/z/b"),
             (keep(), "fd00::1", "/a", "http://fd00::1/a"),
         ];
         for (redirect, authority, path, wanted) in cases {
