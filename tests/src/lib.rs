@@ -30,6 +30,7 @@ pub mod expect;
 pub mod http;
 pub mod manifests;
 pub mod metrics;
+pub mod mint;
 pub mod network;
 pub mod plan;
 pub mod pod;

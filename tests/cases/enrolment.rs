@@ -1,0 +1,170 @@
+//! In and out of the mesh, by labels, under load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use ambit_tests::plan::{AMBIENT, Plan};
+use ambit_tests::pod::Pod;
+use ambit_tests::world::{Shared, World, started};
+
+fn plan() -> Plan {
+    Plan::new("enr")
+        .namespace("mesh", &[AMBIENT])
+        .namespace("late", &[])
+        .pod("mesh/client", 1)
+        .pod("late/server", 2)
+        .pod_with("late/none", 2, |pod| {
+            pod.label("istio.io/dataplane-mode", "none")
+        })
+        .pod_with("late/host", 2, |pod| pod.host_network())
+}
+
+static WORLD: Shared = Shared::new(|| started(plan()));
+
+/// Connections made again and again from a pod, each with a marker.
+struct Load {
+    ending: Arc<AtomicBool>,
+    good: Arc<AtomicUsize>,
+    thread: JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn begin(client: &Pod, to: &str, marker: &'static str) -> Self {
+        let (ending, good) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let (client, to) = (client.clone(), to.to_owned());
+        let thread = std::thread::spawn({
+            let (ending, good) = (Arc::clone(&ending), Arc::clone(&good));
+            move || {
+                let mut failures = Vec::new();
+                while !ending.load(Ordering::Relaxed) {
+                    match client.ask(&to, marker.as_bytes()) {
+                        Ok(answer) if answer == marker.as_bytes() => {
+                            good.fetch_add(1, Ordering::Relaxed);
+                        }
+                        other => failures.push(format!("{other:?}")),
+                    }
+                }
+                failures
+            }
+        });
+        Self {
+            ending,
+            good,
+            thread,
+        }
+    }
+
+    /// Waits for some more connections to succeed.
+    fn more(&self, world: &World) {
+        let before = self.good.load(Ordering::Relaxed);
+        world.eventually("the load goes on", || {
+            self.good.load(Ordering::Relaxed) > before + 30
+        });
+    }
+
+    /// Ends the load; what failed.
+    fn end(self) -> Vec<String> {
+        self.ending.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn a_namespace_goes_in_and_out_under_load_without_one_failed_connection() {
+    let world = WORLD.alone();
+    let _app = world.pod("late/server").serve_echo(9301);
+    let load = Load::begin(
+        world.pod("mesh/client"),
+        "late/server:9301",
+        "MARKER-under-load",
+    );
+    load.more(&world);
+    for turn in 0..3 {
+        let (key, value) = AMBIENT;
+        world.label_namespace("late", key, Some(value));
+        world.wait_protocol("late/server", "HBONE");
+        // Announced: from here on nothing may be readable.
+        let capture = world.capture();
+        load.more(&world);
+        let packets = capture.end();
+        assert!(
+            packets.to_port(15008) > 0,
+            "turn {turn}: {} packets",
+            packets.count()
+        );
+        assert_eq!(packets.with("MARKER-under-load"), 0, "turn {turn}");
+        world.label_namespace("late", key, None);
+        world.wait_protocol("late/server", "TCP");
+        let capture = world.capture();
+        load.more(&world);
+        assert!(
+            capture.end().with("MARKER-under-load") > 0,
+            "turn {turn}: outside again"
+        );
+    }
+    assert_eq!(load.end(), Vec::<String>::new(), "no connection failed");
+}
+
+#[test]
+fn a_pod_goes_in_and_out_by_its_own_label() {
+    let world = WORLD.alone();
+    let _app = world.pod("late/server").serve_echo(9302);
+    let client = world.pod("mesh/client");
+    let (key, value) = AMBIENT;
+    world.label_pod("late/server", key, Some(value));
+    world.wait_protocol("late/server", "HBONE");
+    assert!(client.reaches("late/server:9302"));
+    world.label_pod("late/server", key, None);
+    world.wait_protocol("late/server", "TCP");
+    assert!(client.reaches("late/server:9302"));
+    // Nothing of ours is left in the pod.
+    let listed = world
+        .pod("late/server")
+        .command("nft")
+        .args(["list", "tables"])
+        .output()
+        .unwrap();
+    assert!(listed.status.success());
+    assert_eq!(String::from_utf8(listed.stdout).unwrap(), "");
+    let rules = world
+        .pod("late/server")
+        .command("ip")
+        .args(["rule"])
+        .output()
+        .unwrap();
+    assert!(!String::from_utf8_lossy(&rules.stdout).contains("fwmark"));
+}
+
+#[test]
+fn host_network_and_mode_none_stay_out() {
+    let world = WORLD.alone();
+    let (key, value) = AMBIENT;
+    world.label_namespace("late", key, Some(value));
+    world.wait_protocol("late/server", "HBONE");
+    for path in ["late/none", "late/host"] {
+        let known = world
+            .workload(1, path)
+            .map(|workload| workload["protocol"].clone());
+        assert!(
+            known.is_err() || known.is_ok_and(|protocol| protocol != "HBONE"),
+            "{path}"
+        );
+        let listed = world
+            .pod(path)
+            .command("nft")
+            .args(["list", "tables"])
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(listed.stdout).unwrap(),
+            "",
+            "{path}: no rules of ours"
+        );
+    }
+    world.label_namespace("late", key, None);
+    world.wait_protocol("late/server", "TCP");
+}
