@@ -15,14 +15,25 @@
 //! A resource that is not understood is refused by name and path and its last good version stays. A
 //! chain that has none refuses its connections. Nothing fails open.
 
+pub mod attempt;
+pub mod body;
 pub mod endpoints;
 pub mod envoy;
 pub mod filter;
 pub mod format;
 pub mod guard;
 pub mod headers;
+pub mod metrics;
 pub mod plan;
+pub mod record;
 pub mod request;
+pub mod respond;
 pub mod routes;
 pub mod rules;
+pub mod serve;
+pub mod server;
+pub mod sniff;
 pub mod subject;
+pub mod tcp;
+pub mod upgrade;
+pub mod upstream;
