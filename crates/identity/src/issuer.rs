@@ -10,7 +10,7 @@ use ambit_model::identity::Identity;
 use ambit_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use ambit_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use ambit_tls::csr::{KeyAndCsr, PrivateKey};
-use ambit_tls::{Svid, TlsError};
+use ambit_tls::{Rejected, Svid, TlsError};
 use bytes::Bytes;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -44,9 +44,9 @@ pub enum IssueError {
     /// Peer: a certificate for somebody else.
     #[error("certificate authority answered with a certificate of {0}")]
     WrongIdentity(Identity),
-    /// Peer: a certificate whose time is over, or has no time.
-    #[error("certificate authority answered with a certificate that is already over")]
-    Over,
+    /// Peer, or our clock: a certificate that no peer would accept now.
+    #[error("certificate authority answered with a certificate that fails its own bundle: {0}")]
+    Unfit(Rejected),
     /// Peer: no answer in time.
     #[error("certificate authority did not answer within {0:?}")]
     Timeout(Duration),

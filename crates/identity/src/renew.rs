@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
-use ambit_tls::Svid;
+use ambit_tls::{Rejected, Svid};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::timeout;
@@ -88,9 +88,11 @@ impl Renewer {
 
     fn finish(&self, entry: &Entry, outcome: Result<Arc<Svid>, IssueError>) {
         let now = self.shared.clock.now();
-        let outcome = outcome.and_then(|svid| match svid.not_after() > now {
-            true => Ok(svid),
-            false => Err(IssueError::Over),
+        let outcome = outcome.and_then(|svid| match svid.check(now) {
+            Ok(()) if svid.not_after() > now => Ok(svid),
+            // The moment of its end still passes RFC 5280; it is of no use to us.
+            Ok(()) => Err(IssueError::Unfit(Rejected::Expired)),
+            Err(broken) => Err(IssueError::Unfit(broken)),
         });
         let random = fastrand::u64(..);
         let mut state = entry.state.lock();

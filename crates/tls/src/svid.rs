@@ -7,17 +7,17 @@ use std::time::SystemTime;
 
 use ambit_model::identity::Identity;
 use base64::Engine;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::csr::PrivateKey;
-use crate::error::TlsError;
+use crate::error::{Rejected, TlsError};
 use crate::leaf::Leaf;
 use crate::provider::{VERSIONS, provider};
-use crate::verify::{Bundle, Verifier, Wanted};
+use crate::verify::{Bundle, Side, Verifier, Wanted, verify};
 
 /// The one application protocol of the mesh (RFC 9113 3.1).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
@@ -103,6 +103,22 @@ impl Svid {
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.leaf.not_after
+    }
+
+    /// Whether a peer with the same trust bundle would accept it at `now`, from either end.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn check(&self, now: SystemTime) -> Result<(), Rejected> {
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let now = UnixTime::since_unix_epoch(since);
+        let (leaf, intermediates) = self.chain.split_first().ok_or(Rejected::NoCertificate)?;
+        let wanted = Wanted::OneOf(vec![self.leaf.identity.clone()]);
+        [Side::Server, Side::Client]
+            .into_iter()
+            .try_for_each(|side| verify(&self.bundle, &wanted, side, leaf, intermediates, now))
     }
 
     /// Serial number: lower-case hexadecimal.

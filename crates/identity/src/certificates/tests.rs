@@ -20,6 +20,7 @@ enum Mood {
     Silent,
     OtherIdentity,
     AlreadyOver,
+    OtherBundle,
 }
 
 /// An authority in memory, whose mood a test changes.
@@ -53,6 +54,10 @@ impl Issuer for Local {
                 Ok(authority.sign(&Identity::new("td", "x", "other").unwrap(), HOUR))
             }
             Mood::AlreadyOver => Ok(authority.sign(identity, Duration::ZERO)),
+            Mood::OtherBundle => {
+                let other = Root::generate("other", authority.clock.now(), 1000 * HOUR).unwrap();
+                Ok(authority.sign_with(identity, HOUR, &other.certificate_pem()))
+            }
         };
         authority.live.fetch_sub(1, Relaxed);
         outcome
@@ -61,12 +66,17 @@ impl Issuer for Local {
 
 impl Authority {
     fn sign(&self, identity: &Identity, life: Duration) -> Arc<Svid> {
+        self.sign_with(identity, life, &self.root.certificate_pem())
+    }
+
+    fn sign_with(&self, identity: &Identity, life: Duration, bundle: &str) -> Arc<Svid> {
         let KeyAndCsr { key, csr_pem } = KeyAndCsr::generate(identity).unwrap();
         let request = Request::from_pem(&csr_pem).unwrap();
-        let chain = self
+        let mut chain = self
             .root
             .issue(&request, identity, self.clock.now(), life)
             .unwrap();
+        *chain.last_mut().unwrap() = bundle.to_owned();
         Svid::from_chain(&key, &chain).unwrap()
     }
 
@@ -196,10 +206,11 @@ async fn a_refusing_authority_is_asked_ever_more_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_certificate_of_somebody_else_or_out_of_time_is_not_used() {
+async fn a_certificate_that_no_peer_would_take_is_not_used() {
     for (mood, expected) in [
         (Mood::OtherIdentity, "with a certificate of"),
-        (Mood::AlreadyOver, "already over"),
+        (Mood::AlreadyOver, "bundle: certificate has expired"),
+        (Mood::OtherBundle, "not signed by the trust bundle"),
     ] {
         let world = World::new(mood);
         let error = world.certificates.get(&identity("web")).await.unwrap_err();
