@@ -187,11 +187,11 @@ fn canonical_host(text: &str) -> Result<String, HeadersRefused> {
     if trimmed.is_empty() || trimmed.ends_with('.') {
         return Err(HeadersRefused::Host);
     }
-    match authority.port() {
-        None if text.ends_with(':') => Err(HeadersRefused::Host),
-        None => Ok(trimmed.to_owned()),
-        Some(port) if port.as_str().parse::<u16>().is_ok() => Ok(format!("{trimmed}:{port}")),
-        Some(_) => Err(HeadersRefused::Host),
+    let port = text.get(authority.host().len()..).unwrap_or_default();
+    match port.strip_prefix(':').map(str::parse::<u16>) {
+        None if port.is_empty() => Ok(trimmed.to_owned()),
+        Some(Ok(port)) => Ok(format!("{trimmed}:{port}")),
+        None | Some(Err(_)) => Err(HeadersRefused::Host),
     }
 }
 

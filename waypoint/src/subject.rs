@@ -83,3 +83,31 @@ impl<'a> Subject<'a> {
         self.path_and_query.split_once('?').map(|(_, query)| query)
     }
 }
+
+/// A subject for the tests of other modules.
+#[cfg(test)]
+pub(crate) mod test {
+    use http::HeaderMap;
+
+    use super::{Connection, Subject};
+
+    /// `GET http://cart:80/` from 10.0.0.1 by `a/b`, to 10.1.0.1:80.
+    pub(crate) fn subject(headers: &HeaderMap) -> Subject<'_> {
+        Subject {
+            connection: Connection {
+                peer: Some("spiffe://cluster.local/ns/a/sa/b"),
+                local: "spiffe://cluster.local/ns/shop/sa/waypoint",
+                source: "10.0.0.1:4000".parse().unwrap(),
+                destination: "10.1.0.1:80".parse().unwrap(),
+                server_name: None,
+            },
+            remote: "10.0.0.1".parse().unwrap(),
+            method: "GET",
+            scheme: "http",
+            authority: "cart:80",
+            path_and_query: "/",
+            headers,
+            strict: None,
+        }
+    }
+}

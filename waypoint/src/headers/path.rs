@@ -91,7 +91,7 @@ pub fn canonical(
     if settings.merge_slashes {
         new = Cow::Owned(merge_slashes(&new));
     }
-    let strict = Some(strict(path)).filter(|strict| *strict != *new);
+    let strict = Some(strict(&new)).filter(|strict| *strict != *new);
     let redirect = escaped_slash && settings.escaped_slashes == EscapedSlashes::DecodeAndRedirect;
     let path_and_query = match (new, query) {
         (new, _) if new == path => Cow::Borrowed(path_and_query),
