@@ -15,8 +15,12 @@
 //! A resource that is not understood is refused by name and path and its last good version stays. A
 //! chain that has none refuses its connections. Nothing fails open.
 
+pub mod app;
 pub mod attempt;
 pub mod body;
+pub mod config;
+pub mod discovery;
+pub mod dump;
 pub mod endpoints;
 pub mod envoy;
 pub mod filter;
@@ -35,5 +39,6 @@ pub mod server;
 pub mod sniff;
 pub mod subject;
 pub mod tcp;
+pub mod tunnel;
 pub mod upgrade;
 pub mod upstream;

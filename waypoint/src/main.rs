@@ -1,2 +1,96 @@
-//! Entry point of the waypoint.
-fn main() {}
+//! Arguments, settings, run.
+
+use std::process::ExitCode;
+
+use ambit_waypoint::app;
+use ambit_waypoint::config::env;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+const HELP: &str = "\
+The L7 proxy of the mesh.
+
+Usage: waypoint [proxy waypoint [ARGUMENT]...]   run (the default)
+       waypoint version | --version              show the version
+       waypoint help | --help                    show this text
+
+Of the arguments, `--domain`, `--serviceCluster` and `--log_as_json` count; Istio's others are ignored.
+
+Settings come from the environment, with Istio's names:
+  PROXY_CONFIG                     JSON; its discoveryAddress is the control plane
+  XDS_ADDRESS, CA_ADDR             control plane and certificate authority, https://host:port
+  XDS_ROOT_CA, CA_ROOT_CA          what proves them: file, PEM text, or SYSTEM
+  AUTH_TOKEN                       what proves us: file or token
+  POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP, TRUST_DOMAIN   who it is
+  ISTIO_META_*, ISTIO_METAJSON_*   node metadata for the control plane
+  WAYPOINT_WORKER_THREADS          data threads; one for each CPU if not given
+  TERMINATION_DRAIN_DURATION       time for requests to end
+  RUST_LOG, LOG_FORMAT             log filter; plain or json
+A value that is wrong is refused by name. Everything else comes from the control plane.
+
+Ports: tunnels 15008, admin 15000 (localhost), metrics 15020, readiness 15021.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        None => proxy(&[]),
+        Some("proxy") => proxy(arguments.get(1..).unwrap_or_default()),
+        Some("version" | "--version" | "-V") => {
+            say(&format!("waypoint {}\n", env!("CARGO_PKG_VERSION")));
+            ExitCode::SUCCESS
+        }
+        Some("help" | "--help" | "-h") => {
+            say(HELP);
+            ExitCode::SUCCESS
+        }
+        Some(other) => {
+            complain(&format!("unknown command `{other}`; try `waypoint help`"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn proxy(arguments: &[String]) -> ExitCode {
+    let settings = match env::from_process(arguments) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            for problem in problems {
+                complain(&problem.to_string());
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ran = match runtime {
+        Ok(runtime) => runtime.block_on(Box::pin(app::run(settings))),
+        Err(error) => Err(error.into()),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the answer to a question on the command line"
+)]
+fn say(text: &str) {
+    print!("{text}");
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "logging is not set up, or is the problem"
+)]
+fn complain(text: &str) {
+    eprintln!("waypoint: {text}");
+}
