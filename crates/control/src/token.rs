@@ -32,12 +32,12 @@ impl std::fmt::Debug for TokenSource {
 }
 
 impl TokenSource {
-    /// The meaning of `AUTH_TOKEN`: a path if such a file exists now, else the token itself. An
-    /// empty setting means no token.
+    /// The meaning of `AUTH_TOKEN`: a path if it has a slash (no token does) or such a file exists
+    /// now, else the token itself. A file that appears later is thus found. Empty means no token.
     pub fn from_setting(setting: &str) -> Self {
         if setting.is_empty() {
             Self::None
-        } else if Path::new(setting).exists() {
+        } else if setting.contains('/') || Path::new(setting).exists() {
             Self::File(setting.into())
         } else {
             Self::Literal(setting.to_owned())
@@ -106,6 +106,11 @@ mod tests {
         assert_eq!(source, TokenSource::Literal("secret-token".to_owned()));
         assert!(!format!("{source:?}").contains("secret"));
         assert_eq!(TokenSource::from_setting(""), TokenSource::None);
+        let later = "./var/run/secrets/tokens/not-there-yet";
+        assert_eq!(
+            TokenSource::from_setting(later),
+            TokenSource::File(later.into())
+        );
         assert!(TokenSource::None.header().unwrap().is_none());
     }
 }
