@@ -58,7 +58,7 @@ pub fn translate(objects: Arc<Objects>, mesh: Mesh) -> (Cluster, Resources) {
         };
         resources.addresses.insert(name, address);
     }
-    resources.waypoints = envoy::all(&cluster, &mut findings);
+    resources.waypoints = envoy::all(&cluster, &resources.addresses, &mut findings);
     resources.findings = findings.into_sorted();
     (cluster, resources)
 }

@@ -22,6 +22,7 @@ use crate::finding::Findings;
 mod fields;
 
 use fields::{Fields, Part};
+pub(crate) use fields::{ip_block, port_number};
 
 /// Annotation that makes a policy log only.
 pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
