@@ -40,6 +40,7 @@ use tokio::sync::mpsc;
 use crate::config::{self, Endpoint, Settings, Source, Token};
 use crate::dump;
 use crate::explain;
+use crate::file;
 use crate::inpod::{Session, Status};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
@@ -85,6 +86,7 @@ fn logging(settings: &Settings) -> anyhow::Result<Logging> {
 /// The running parts, besides tasks that run for ever.
 struct Proxy {
     threads: DataThreads<Worker>,
+    pods: Pods,
     shared: Arc<Shared>,
     stopping: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -139,7 +141,7 @@ impl Proxy {
         local.serve(logging, &registry, quit, &readiness, Arc::clone(&stopping))?;
         control(&shared, &registry, renewer, synced)?;
 
-        let agent_session = Session::new(pods, agent);
+        let agent_session = Session::new(pods.clone(), agent);
         let socket = shared.settings.inpod_uds.clone();
         drop(tasks::spawn("agent", async move {
             readiness.wait().await;
@@ -150,6 +152,7 @@ impl Proxy {
         }));
         Ok(Self {
             threads,
+            pods,
             shared,
             stopping,
         })
@@ -161,6 +164,7 @@ impl Proxy {
             .store(true, std::sync::atomic::Ordering::Relaxed);
         let deadline = self.shared.settings.termination_deadline;
         tracing::info!(?deadline, "draining");
+        self.pods.close();
         let ended = stop.complete(deadline).await;
         if ended {
             tracing::info!("all connections ended");
@@ -322,8 +326,22 @@ fn control(
         Channel::connect(&control_plane(settings, &settings.ca)).context("CA_ADDRESS")?;
     let issuer = CaIssuer::new(authority, settings.secret_ttl, true);
     drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
-    let Source::ControlPlane(endpoint) = &settings.xds else {
-        anyhow::bail!("LOCAL_XDS: this proxy takes its configuration from a control plane only");
+    let endpoint = match &settings.xds {
+        Source::ControlPlane(endpoint) => endpoint,
+        Source::File(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("LOCAL_XDS_PATH: {}", path.display()))?;
+            shared
+                .store
+                .apply(file::read(&text).context("LOCAL_XDS_PATH")?);
+            synced.open();
+            return Ok(());
+        }
+        Source::Inline(text) => {
+            shared.store.apply(file::read(text).context("LOCAL_XDS")?);
+            synced.open();
+            return Ok(());
+        }
     };
     let channel = Channel::connect(&control_plane(settings, endpoint)).context("XDS_ADDRESS")?;
     let config = Config {

@@ -48,6 +48,7 @@ struct Ends {
 
 /// Serves one tunnel from accept to close.
 pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr) {
+    let _work = pod.busy.begin();
     let peer = canonical(peer);
     let local = stream.local_addr().map_or(peer, canonical);
     let ends = Ends { peer, local };
@@ -152,6 +153,7 @@ impl Asked {
 
 /// Serves one stream of a tunnel.
 async fn exchange_served(pod: Rc<ServedPod>, exchange: Exchange, ends: Ends) {
+    let _work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, ends.peer);
     record.destination_address = Some(ends.local);
     let outcome = carry(&pod, exchange, ends, &mut record).await;
@@ -191,7 +193,7 @@ async fn carry(
     tokio::select! {
         biased;
         refusal = guard.ended() => refusal.into(),
-        closed = relay(stream.split(), tcp::split(application), &*record) => Outcome::from(&closed),
+        closed = relay(stream.split(), tcp::split(application), &*record) => Outcome::of(&closed, Direction::Inbound),
     }
 }
 

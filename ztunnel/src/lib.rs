@@ -1,11 +1,13 @@
 //! The node proxy.
 
 pub mod app;
+pub mod busy;
 pub mod config;
 pub mod credential;
 pub mod dial;
 pub mod dump;
 pub mod explain;
+pub mod file;
 pub mod flag;
 pub mod inbound;
 pub mod inpod;

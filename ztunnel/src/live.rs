@@ -97,8 +97,6 @@ struct Entry {
 #[derive(Default)]
 pub struct Live {
     entries: RefCell<Slab<Entry>>,
-    /// Who waits for a pod to have no connections. Rare: only while it is drained.
-    waiting: RefCell<Vec<Waker>>,
 }
 
 impl fmt::Debug for Live {
@@ -203,23 +201,6 @@ impl Live {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until `pod` has no connections. Cancel safe.
-    pub async fn empty(&self, pod: &str) {
-        poll_fn(|cx| {
-            if self
-                .entries
-                .borrow()
-                .iter()
-                .any(|(_, entry)| *entry.pod == *pod)
-            {
-                self.waiting.borrow_mut().push(cx.waker().clone());
-                return Poll::Pending;
-            }
-            Poll::Ready(())
-        })
-        .await;
-    }
-
     /// Every open connection, for the admin page.
     #[must_use]
     pub fn list(&self) -> Vec<Listed> {
@@ -260,8 +241,6 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.live.entries.borrow_mut().try_remove(self.key);
-        let waiting = std::mem::take(&mut *self.live.waiting.borrow_mut());
-        waiting.into_iter().for_each(Waker::wake);
     }
 }
 

@@ -34,6 +34,7 @@ const ATTEMPTS: u32 = 3;
 
 /// Carries one connection from accept to close.
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
+    let _work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Outbound, canonical(peer));
     let outcome = match carry(&pod, client, &mut record).await {
         Ok(outcome) | Err(outcome) => outcome,
@@ -208,6 +209,6 @@ async fn carry_on(client: TcpStream, onward: Onward, guard: &Guard, record: &Rec
     tokio::select! {
         biased;
         refusal = guard.ended() => refusal.into(),
-        closed = closed => Outcome::from(&closed),
+        closed = closed => Outcome::of(&closed, Direction::Outbound),
     }
 }

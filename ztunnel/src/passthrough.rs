@@ -27,6 +27,7 @@ use crate::record::{Outcome, Record};
 
 /// Carries one connection from accept to close.
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
+    let _work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
     let outcome = match carry(&pod, client, &mut record).await {
         Ok(outcome) | Err(outcome) => outcome,
@@ -60,7 +61,7 @@ async fn carry(
     Ok(tokio::select! {
         biased;
         refusal = guard.ended() => refusal.into(),
-        closed = relay(tcp::split(client), tcp::split(application), &*record) => Outcome::from(&closed),
+        closed = relay(tcp::split(client), tcp::split(application), &*record) => Outcome::of(&closed, Direction::Inbound),
     })
 }
 

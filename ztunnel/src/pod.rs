@@ -28,6 +28,7 @@ use ambit_wire::baggage::{Baggage, OwnerType};
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::busy::Busy;
 use crate::config::{
     HBONE_PORT, Keepalive, OUTBOUND_PORT, OriginalSource, PASSTHROUGH_PORT, Settings,
 };
@@ -149,6 +150,8 @@ pub struct ServedPod {
     pub draining: Flag,
     /// Raised when the time to finish is over.
     pub over: Flag,
+    /// Tasks at work for it on this thread: connections from accept to close.
+    pub busy: Busy,
     /// What the pod says of itself on its tunnels, and for which record of it.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -173,6 +176,7 @@ impl ServedPod {
             worker: Rc::clone(worker),
             draining: Flag::default(),
             over: Flag::default(),
+            busy: Busy::default(),
             baggage: RefCell::default(),
         });
         worker.add(&served);
@@ -236,19 +240,18 @@ impl ServedPod {
     async fn end(self: Rc<Self>, draining: Draining) {
         draining.requested().await;
         self.draining.raise();
-        let live = &self.worker.live;
         tokio::select! {
-            () = live.empty(&self.uid) => {}
+            () = self.busy.idle() => {}
             () = draining.stopped() => {}
         }
-        live.end(&self.uid, Reason::Drained);
+        self.worker.live.end(&self.uid, Reason::Drained);
         self.over.raise();
         let source = self.workload_now().map(|workload| workload.uid.clone());
         self.worker.pool.close("pod is no longer served", |key| {
             Some(&key.source) == source.as_ref()
         });
         self.worker.remove(&self);
-        live.empty(&self.uid).await;
+        self.busy.idle().await;
     }
 
     /// The pod's record now.

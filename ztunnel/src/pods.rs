@@ -42,6 +42,9 @@ pub enum StartError {
     /// Environment: a data thread cannot watch its sockets.
     #[error("a data thread cannot serve pod {0}: {1}")]
     Thread(String, String),
+    /// Environment: the proxy was asked to stop.
+    #[error("pod {0} is not served: the proxy stops")]
+    Stopping(String),
 }
 
 fn because(error: &ambit_net::Error) -> String {
@@ -74,7 +77,8 @@ struct Inner {
     threads: Vec<ThreadHandle<Worker>>,
     shared: Arc<Shared>,
     certificates: Certificates,
-    draining: Draining,
+    /// Gone once the proxy stops: the drain waits for whoever holds it.
+    draining: Mutex<Option<Draining>>,
     running: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -96,6 +100,7 @@ impl Pods {
         draining: Draining,
     ) -> Self {
         let running = Mutex::default();
+        let draining = Mutex::new(Some(draining));
         Self {
             inner: Arc::new(Inner {
                 threads,
@@ -127,7 +132,8 @@ impl Pods {
             netns,
             credential: crate::credential::Credential::default(),
         });
-        let (drain, draining) = inner.draining.child();
+        let child = inner.draining.lock().as_ref().map(Draining::child);
+        let (drain, draining) = child.ok_or_else(|| StartError::Stopping(name.clone()))?;
         for (thread, sockets) in inner.threads.iter().zip(sockets) {
             let (pod, draining) = (Arc::clone(&pod), draining.clone());
             let served = thread
@@ -189,6 +195,11 @@ impl Pods {
                 tracing::warn!("a pod's connections did not end in time");
             }
         }));
+    }
+
+    /// Takes no more pods, so that the drain can come to its end.
+    pub fn close(&self) {
+        self.inner.draining.lock().take();
     }
 
     fn count(&self) {

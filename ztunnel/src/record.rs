@@ -65,12 +65,19 @@ impl From<Refusal> for Outcome {
     }
 }
 
-impl From<&Closed> for Outcome {
-    fn from(closed: &Closed) -> Self {
+impl Outcome {
+    /// How a relay ended, seen from the proxy of its `direction`: the near side is the application
+    /// of this node.
+    #[must_use]
+    pub fn of(closed: &Closed, direction: Direction) -> Self {
+        let near = match direction {
+            Direction::Outbound => Half::Client,
+            Direction::Inbound => Half::Server,
+        };
         match &closed.how {
             How::Clean => Reason::Ok.into(),
-            How::ResetBy(Half::Client) => Reason::LocalReset.into(),
-            How::ResetBy(Half::Server) => Reason::PeerReset.into(),
+            How::ResetBy(side) if *side == near => Reason::LocalReset.into(),
+            How::ResetBy(_) => Reason::PeerReset.into(),
             How::Failed(side, error) => Self::because(Reason::Io, format_args!("{side}: {error}")),
         }
     }

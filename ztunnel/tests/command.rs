@@ -1,0 +1,44 @@
+//! The program as a command: what it says, and what it refuses to start with.
+
+use std::process::{Command, Output};
+
+fn ztunnel(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ztunnel"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn says_how_to_use_it_and_which_version_it_is() {
+    for asked in ["help", "--help"] {
+        let answer = ztunnel(&[asked], &[]);
+        assert!(answer.status.success());
+        assert!(String::from_utf8_lossy(&answer.stdout).contains("XDS_ADDRESS"));
+    }
+    for asked in ["version", "--version"] {
+        let answer = ztunnel(&[asked], &[]);
+        assert!(answer.status.success());
+        assert!(answer.stdout.starts_with(b"ztunnel "));
+    }
+    assert!(!ztunnel(&["sing"], &[]).status.success());
+}
+
+#[test]
+fn refuses_wrong_settings_by_name_all_at_once() {
+    let answer = ztunnel(
+        &["proxy", "ztunnel"],
+        &[
+            ("SECRET_TTL", "soon"),
+            ("CRL_PATH", "/crl.pem"),
+            ("XDS_ADDRESS", "http://a:1"),
+        ],
+    );
+    assert!(!answer.status.success());
+    let said = String::from_utf8_lossy(&answer.stderr);
+    for name in ["SECRET_TTL", "CRL_PATH", "XDS_ADDRESS"] {
+        assert!(said.contains(name), "{said}");
+    }
+}
