@@ -15,6 +15,7 @@ use ambit_hbone::Stream;
 use ambit_model::reason::Reason;
 use ambit_model::route::{self, Outbound, Route, Tunnel};
 use ambit_model::workload::Workload;
+use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::Direction;
 use ambit_relay::{relay, tcp};
@@ -36,19 +37,23 @@ const ATTEMPTS: u32 = 3;
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
     let _work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Outbound, canonical(peer));
-    let outcome = match carry(&pod, client, &mut record).await {
-        Ok(outcome) | Err(outcome) => outcome,
+    let outcome = match begin(&pod, &client, &mut record).await {
+        Ok((guard, onward)) => carry_on(client, onward, &guard, &record).await,
+        Err(outcome) => {
+            refuse(&client);
+            outcome
+        }
     };
     record.finish(&outcome);
 }
 
-/// The steps, in order. `Ok` and `Err` both end the connection; `Err` before a byte was carried.
-async fn carry(
+/// The steps up to the open way, in order.
+async fn begin(
     pod: &Rc<ServedPod>,
-    client: TcpStream,
+    client: &TcpStream,
     record: &mut Record,
-) -> Result<Outcome, Outcome> {
-    let destination = destination(&client)?;
+) -> Result<(Guard, Onward), Outcome> {
+    let destination = destination(client)?;
     record.destination_address = Some(destination);
     let source = pod.workload().await.ok_or(Reason::UnknownSource)?;
     record.source.workload = Some(Arc::clone(&source));
@@ -58,8 +63,14 @@ async fn carry(
         client: record.source_address,
         destination,
     };
-    let (guard, onward) = connection.open(record).await?;
-    Ok(carry_on(client, onward, &guard, record).await)
+    connection.open(record).await
+}
+
+/// Makes the end of a connection that was not carried a reset: an orderly end would look like an
+/// empty answer.
+pub(crate) fn refuse(client: &TcpStream) {
+    // Fails only on a socket that is gone.
+    let _ = options::reset_on_close(client);
 }
 
 /// The destination that the application dialled.

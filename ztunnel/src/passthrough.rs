@@ -21,7 +21,8 @@ use tokio::net::TcpStream;
 
 use crate::dial;
 use crate::inbound::service;
-use crate::live::Decided;
+use crate::live::{Decided, Guard};
+use crate::outbound::refuse;
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -29,20 +30,30 @@ use crate::record::{Outcome, Record};
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
     let _work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
-    let outcome = match carry(&pod, client, &mut record).await {
-        Ok(outcome) | Err(outcome) => outcome,
+    let outcome = match begin(&pod, &client, &mut record).await {
+        Ok((guard, application)) => tokio::select! {
+            biased;
+            refusal = guard.ended() => refusal.into(),
+            closed = relay(tcp::split(client), tcp::split(application), &record) => {
+                Outcome::of(&closed, Direction::Inbound)
+            }
+        },
+        Err(outcome) => {
+            refuse(&client);
+            outcome
+        }
     };
     record.finish(&outcome);
 }
 
-/// The steps, in order. `Err` is an end before a byte was carried.
-async fn carry(
+/// The steps up to the connected application, in order.
+async fn begin(
     pod: &ServedPod,
-    client: TcpStream,
+    client: &TcpStream,
     record: &mut Record,
-) -> Result<Outcome, Outcome> {
+) -> Result<(Guard, TcpStream), Outcome> {
     let destination =
-        original_destination(&client).map_err(|error| Outcome::because(Reason::Io, error))?;
+        original_destination(client).map_err(|error| Outcome::because(Reason::Io, error))?;
     record.destination_address = Some(destination);
     let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
     let decided = decide(pod, &local, destination, record);
@@ -58,11 +69,7 @@ async fn carry(
         refusal = guard.ended() => return Err(refusal.into()),
         dialled = dial::application(pod, &admitted) => dialled?,
     };
-    Ok(tokio::select! {
-        biased;
-        refusal = guard.ended() => refusal.into(),
-        closed = relay(tcp::split(client), tcp::split(application), &*record) => Outcome::of(&closed, Direction::Inbound),
-    })
+    Ok((guard, application))
 }
 
 /// Asks whether the connection may come in, and learns for the record who its ends are.

@@ -1,4 +1,8 @@
 //! The program as a command: what it says, and what it refuses to start with.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
 
 use std::process::{Command, Output};
 
