@@ -64,7 +64,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (quit, mut quits) = mpsc::channel(1);
     let (stop, draining) = drain();
     let deadline = settings.termination_deadline;
-    let waypoint = Waypoint::start(Arc::new(settings), &logging, quit, draining)?;
+    let waypoint = Waypoint::start(Arc::new(settings), &logging, quit, &draining)?;
+    // The drain is over when the last piece of work is; this is none.
+    drop(draining);
     tokio::select! {
         cause = termination.requested() => tracing::info!(?cause, "stop requested by signal"),
         _ = quits.recv() => tracing::info!("stop requested at the admin port"),
@@ -107,7 +109,7 @@ impl Waypoint {
         settings: Arc<Settings>,
         logging: &Logging,
         quit: mpsc::Sender<()>,
-        draining: Draining,
+        draining: &Draining,
     ) -> anyhow::Result<Self> {
         let descriptors = ambit_net::limits::raise_nofile()?;
         let config = settings.shown().to_string();
@@ -139,7 +141,7 @@ impl Waypoint {
         drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
         parts.await_certificate();
         parts.discover()?;
-        let threads = parts.data_threads(&draining)?;
+        let threads = parts.data_threads(draining)?;
         Ok(Self { threads, stopping })
     }
 }

@@ -383,4 +383,6 @@ fn endpoints(
 }
 
 #[cfg(test)]
+mod sample;
+#[cfg(test)]
 mod tests;

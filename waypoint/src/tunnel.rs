@@ -229,8 +229,10 @@ fn admits(tunnel: &TunnelIn, domain: &str) -> bool {
 }
 
 fn settings(tunnel: &TunnelIn) -> TunnelSettings {
-    let mut settings = TunnelSettings::default();
-    settings.max_streams = tunnel.max_streams;
+    let mut settings = TunnelSettings {
+        max_streams: tunnel.max_streams,
+        ..TunnelSettings::default()
+    };
     if let Some((interval, _)) = tunnel.keepalive {
         settings.ping_interval = interval;
     }

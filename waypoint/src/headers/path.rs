@@ -118,9 +118,9 @@ fn is_plain(path: &str) -> bool {
     let special = |byte| matches!(byte, b'%' | b'\\' | b';');
     let mut before = b' ';
     path.bytes().all(|byte| {
-        let fine = !special(byte) && !(before == b'/' && matches!(byte, b'/' | b'.'));
+        let doubtful = special(byte) || before == b'/' && matches!(byte, b'/' | b'.');
         before = byte;
-        fine
+        !doubtful
     })
 }
 

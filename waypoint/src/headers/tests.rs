@@ -21,7 +21,13 @@ fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
 
 #[test]
 fn a_request_has_exactly_one_host_in_canonical_form() {
-    let cases: &[(&[&'static str], Option<&str>, Result<&str, HeadersRefused>)] = &[
+    /// `host` headers, host of the request target, what becomes of them.
+    type Case = (
+        &'static [&'static str],
+        Option<&'static str>,
+        Result<&'static str, HeadersRefused>,
+    );
+    let cases: &[Case] = &[
         (&["Cart"], None, Ok("cart")),
         (&["cart.shop.:8080"], None, Ok("cart.shop:8080")),
         (&["[FD00::1]:80"], None, Ok("[fd00::1]:80")),

@@ -195,9 +195,9 @@ enum Plain {
     PathPrefix(&'static str),
     Port(u16),
     HasPeer,
-    Not(Box<Plain>),
-    All(Vec<Plain>),
-    Any(Vec<Plain>),
+    Not(Box<Self>),
+    All(Vec<Self>),
+    Any(Vec<Self>),
 }
 
 impl Plain {
