@@ -42,19 +42,24 @@ if wants fuzz; then
   ./scripts/fuzz.sh "${FUZZ_SECONDS:-5}"
 fi
 
-if wants unit; then
+if wants unit || wants world; then
   need_root # sockets in namespaces are part of the unit tests of the crates that make them
+  step "building programs and tests"
+  # All targets at once: the programs then share every dependency's build with the tests.
+  cargo build -q --workspace --all-targets --locked
+fi
+
+if wants unit; then
   step "unit and property tests"
-  cargo test -q --workspace --exclude ambit-tests --locked -- $filter
+  cargo test -q --workspace --lib --bins --locked -- $filter
+  cargo test -q --workspace --doc --locked
 fi
 
 if wants world; then
-  need_root
   need_debian nftables tcpdump wrk nghttp2-client nginx-light
   need_envoy
-  step "the programs, for the namespace world"
-  cargo build -q --workspace --bins --locked
-  step "the namespace world"
-  AMBIT_BIN=$root/target/debug cargo test --locked -p ambit-tests -- --test-threads="${WORLD_THREADS:-2}" $filter
+  step "the namespace world, and the programs one by one"
+  AMBIT_BIN=$root/target/debug cargo test --workspace --test '*' --locked -- \
+    --test-threads="${WORLD_THREADS:-2}" $filter
 fi
 say "passed: $stage, in $((SECONDS - began)) s"
