@@ -9,14 +9,14 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::csr::PrivateKey;
 use crate::error::TlsError;
 use crate::handshake::{Limits, within};
+use crate::negotiate;
 use crate::provider::{VERSIONS, provider};
-use crate::stream::{ClientStream, ServerStream, TlsStream};
-use crate::svid::{ALPN_H2, certificates_from_pem, harden_client, harden_server};
+use crate::stream::{ClientStream, ServerStream};
+use crate::svid::{certificates_from_pem, harden_client, harden_server};
 
 /// The control plane's end.
 #[derive(Clone)]
@@ -51,8 +51,8 @@ impl Server {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = TlsAcceptor::from(Arc::clone(&self.config)).accept(transport);
-        finish(within(limits, handshake).await?.into())
+        let handshake = Box::pin(negotiate::server(Arc::clone(&self.config), transport));
+        Ok(within(limits, handshake).await?.stream)
     }
 }
 
@@ -112,9 +112,12 @@ impl Client {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        let handshake = connector.connect(self.name.clone(), transport);
-        finish(within(limits, handshake).await?.into())
+        let handshake = Box::pin(negotiate::client(
+            Arc::clone(&self.config),
+            self.name.clone(),
+            transport,
+        ));
+        Ok(within(limits, handshake).await?.stream)
     }
 }
 
@@ -123,13 +126,5 @@ impl fmt::Debug for Client {
         f.debug_struct("grpc::Client")
             .field("name", &self.name)
             .finish_non_exhaustive()
-    }
-}
-
-fn finish<T>(stream: tokio_rustls::TlsStream<T>) -> Result<TlsStream<T>, TlsError> {
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) {
-        Ok(TlsStream::new(stream))
-    } else {
-        Err(TlsError::NoApplicationProtocol)
     }
 }

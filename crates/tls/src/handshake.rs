@@ -1,15 +1,14 @@
 //! One handshake, under limits.
 
-use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ambit_model::identity::Identity;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Rejected, TlsError};
+use crate::negotiate::{self, Negotiated};
 use crate::peer::Peer;
 use crate::stream::{ClientStream, ServerStream, TlsStream};
 use crate::svid::{ALPN_H2, Svid};
@@ -44,9 +43,8 @@ pub async fn accept<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(svid.accepting()).accept(transport);
-    let stream = within(limits, handshake).await?;
-    finish(stream.into())
+    let handshake = Box::pin(negotiate::server(svid.accepting(), transport));
+    finish(within(limits, handshake).await?)
 }
 
 /// Opens one connection: presents `svid`, requires the peer to be one of `expected` and nobody if
@@ -65,48 +63,39 @@ where
 {
     // Never sent (SNI is off) and never compared: the verifier looks at identities only.
     let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-    let handshake = TlsConnector::from(svid.dialling(expected)).connect(name, transport);
-    let stream = within(limits, handshake).await?;
-    finish(stream.into())
+    let handshake = Box::pin(negotiate::client(svid.dialling(expected), name, transport));
+    finish(within(limits, handshake).await?)
 }
 
-pub(crate) async fn within<S>(
+/// One handshake under its limits, and over `h2`.
+pub(crate) async fn within<T>(
     limits: Limits,
-    handshake: impl Future<Output = io::Result<S>>,
-) -> Result<S, TlsError> {
-    match tokio::time::timeout(limits.timeout, handshake).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(blame(error)),
-        Err(_elapsed) => Err(TlsError::Timeout(limits.timeout)),
+    handshake: impl Future<Output = Result<Negotiated<T>, TlsError>>,
+) -> Result<Negotiated<T>, TlsError> {
+    let negotiated = tokio::time::timeout(limits.timeout, handshake)
+        .await
+        .map_err(|_elapsed| TlsError::Timeout(limits.timeout))??;
+    if negotiated.protocol.as_deref() == Some(ALPN_H2) {
+        Ok(negotiated)
+    } else {
+        Err(TlsError::NoApplicationProtocol)
     }
 }
 
-fn finish<T>(stream: tokio_rustls::TlsStream<T>) -> Result<(TlsStream<T>, Peer), TlsError> {
-    let (_, session) = stream.get_ref();
-    if session.alpn_protocol() != Some(ALPN_H2) {
-        return Err(TlsError::NoApplicationProtocol);
-    }
-    let leaf = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .ok_or(TlsError::Bug("handshake ended without a peer certificate"))?;
-    let peer = verify::proven(leaf)?;
-    Ok((TlsStream::new(stream), peer))
+fn finish<T>(negotiated: Negotiated<T>) -> Result<(TlsStream<T>, Peer), TlsError> {
+    let leaf = negotiated
+        .leaf
+        .ok_or(TlsError::Bug("handshake without a peer certificate"))?;
+    Ok((negotiated.stream, verify::proven(&leaf)?))
 }
 
 /// Whose fault a failed handshake is.
-fn blame(error: io::Error) -> TlsError {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        None => TlsError::Io(error),
-        Some(rustls::Error::InvalidCertificate(reason)) => {
-            TlsError::Peer(verify::from_alert(reason))
-        }
-        Some(rustls::Error::NoCertificatesPresented) => TlsError::Peer(Rejected::NoCertificate),
-        Some(rustls::Error::AlertReceived(alert)) => TlsError::RefusedByPeer(format!("{alert:?}")),
-        Some(rustls::Error::NoApplicationProtocol) => TlsError::NoApplicationProtocol,
-        Some(other) => TlsError::Protocol(other.to_string()),
+pub(crate) fn blame(error: &rustls::Error) -> TlsError {
+    match error {
+        rustls::Error::InvalidCertificate(reason) => TlsError::Peer(verify::from_alert(reason)),
+        rustls::Error::NoCertificatesPresented => TlsError::Peer(Rejected::NoCertificate),
+        rustls::Error::AlertReceived(alert) => TlsError::RefusedByPeer(format!("{alert:?}")),
+        rustls::Error::NoApplicationProtocol => TlsError::NoApplicationProtocol,
+        other => TlsError::Protocol(other.to_string()),
     }
 }

@@ -217,6 +217,7 @@ pub(crate) fn harden_server(config: &mut ServerConfig) {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    config.enable_secret_extraction = true; // records are ours to seal: see `record.rs`
 }
 
 /// No resumption, no early data, no name in the clear.
@@ -224,6 +225,7 @@ pub(crate) fn harden_client(config: &mut ClientConfig) {
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_early_data = false;
+    config.enable_secret_extraction = true; // as above
     config.enable_sni = false;
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the crate as its users see it: whole handshakes over an in-memory connection.
 
+mod records;
 mod rules;
 
 use std::sync::Arc;
