@@ -22,7 +22,7 @@ esac
 
 need_root
 need_cargo
-need_debian build-essential pkg-config iproute2 nftables tcpdump curl procps python3-minimal
+need_debian build-essential pkg-config iproute2 nftables tcpdump curl procps python3
 need_envoy
 say "Building the release programs"
 cargo build --release --locked --workspace --bins
@@ -156,11 +156,11 @@ if [ "$keep" = yes ]; then
   cat <<TEXT
 The mesh is still running. To look around:
   export PATH=$bin:\$PATH
-  ip netns exec ambit-web curl -s http://payments/              be the shop's web
-  ip netns exec ambit-n1 ambitctl workloads                     what the node proxy of n1 knows
-  ip netns exec ambit-n1 ambitctl connections                   what flows through it now
-  ip netns exec ambit-n1 ambitctl explain shop/web to cart.shop:80
-  ip netns exec ambit-n1 curl -s localhost:15020/metrics        its metrics
+  ip netns exec ambit-demo-web curl -s http://payments/              be the shop's web
+  ip netns exec ambit-demo-n1 ambitctl workloads                     what the node proxy of n1 knows
+  ip netns exec ambit-demo-n1 ambitctl connections                   what flows through it now
+  ip netns exec ambit-demo-n1 ambitctl explain shop/web to cart.shop:80
+  ip netns exec ambit-demo-n1 curl -s localhost:15020/metrics        its metrics
   $manifests    the manifests: edit them, and watch what happens
   $state/log    the programs' logs
 To stop it: ./scripts/demo.sh --clean

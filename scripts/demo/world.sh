@@ -1,12 +1,12 @@
 # Sourced by demo.sh: two nodes and their pods as network namespaces of this machine, and the programs in them.
 # shellcheck shell=bash
 #
-#   ambit-fabric   a switch between the nodes
-#   ambit-n1, -n2  the nodes: 172.31.0.1, .2; each routes its pods' 10.244.N.0/24 and fd00:10:244:N::/64
-#   ambit-control  the controller: 172.31.0.100
-#   ambit-web ...  the pods
+#   ambit-demo-fabric   a switch between the nodes
+#   ambit-demo-n1, -n2  the nodes: 172.31.0.1, .2; each routes its pods' 10.244.N.0/24 and fd00:10:244:N::/64
+#   ambit-demo-control  the controller: 172.31.0.100
+#   ambit-demo-web ...  the pods
 
-prefix=ambit
+prefix=ambit-demo
 state=/tmp/ambit-demo            # keys, tokens, logs, pids, captures; made new at every start
 manifests=$state/manifests
 bin=$root/target/release
@@ -133,10 +133,10 @@ make_network() {
 start_apps() {
   local pod
   for pod in web cart payments-v1 payments-v2; do
-    start "app-$pod" "$pod" python3 "$root/scripts/demo/app.py" "${pod%-v[12]}" "$([[ $pod == *-v2 ]] && echo v2 || echo v1)"
+    start "app-$pod" "$pod" /usr/bin/python3 "$root/scripts/demo/app.py" "${pod%-v[12]}" "$([[ $pod == *-v2 ]] && echo v2 || echo v1)"
   done
-  eventually 10 "the shop's services answer" in_ns legacy curl -sf -m 1 http://10.244.2.12:8080/
-  eventually 10 "the shop's services answer" in_ns legacy curl -sf -m 1 http://10.244.1.14:8080/
+  eventually 30 "the shop's services answer" in_ns legacy curl -sf -m 1 http://10.244.2.12:8080/
+  eventually 30 "the shop's services answer" in_ns legacy curl -sf -m 1 http://10.244.1.14:8080/
 }
 
 token() { # FILE NAMESPACE SERVICE-ACCOUNT POD POD-UID NODE
