@@ -264,28 +264,34 @@ fn fill(stream: &mut TcpStream) -> usize {
 
 #[test]
 fn a_slow_reader_does_not_slow_its_neighbours_on_the_tunnel() {
-    let world = MESH.with_others();
+    let world = MESH.alone();
     let _stalled = world.pod("mesh/third").serve_stalled(9009);
     let _echo = world.pod("mesh/third").serve_echo(9010);
     let client = world.pod("mesh/client");
-    // Four of them, from the same pod to the same pod: the same tunnel as what follows.
+    let neighbours = || {
+        let start = Instant::now();
+        block_on(async {
+            for _ in 0..20 {
+                let mut stream = client.dial("mesh/third:9010").await.unwrap();
+                for _ in 0..10 {
+                    round_trip(&mut stream, &[5; 10_000]).await.unwrap();
+                }
+            }
+        });
+        start.elapsed()
+    };
+    let alone = neighbours();
+    // Four of them, from the same pod to the same pod: the same tunnel as the neighbours.
     let mut slow: Vec<_> = (0..4)
         .map(|_| client.connect("mesh/third:9009").unwrap())
         .collect();
     let held: usize = slow.iter_mut().map(fill).sum();
-    let start = Instant::now();
-    block_on(async {
-        for _ in 0..20 {
-            let mut stream = client.dial("mesh/third:9010").await.unwrap();
-            for _ in 0..10 {
-                round_trip(&mut stream, &[5; 10_000]).await.unwrap();
-            }
-        }
-    });
-    let took = start.elapsed();
+    let beside = neighbours();
+    // Far more than a machine's moods, far less than waiting for a reader that never reads.
+    let most = 4 * alone + Duration::from_secs(3);
     assert!(
-        took < Duration::from_secs(5),
-        "neighbours took {took:?} ({held} bytes are held)"
+        beside < most,
+        "{beside:?} beside slow readers ({held} bytes held), {alone:?} alone"
     );
 }
 

@@ -1,5 +1,6 @@
 //! HTTP clients that call from a pod.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::header::HOST;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::runtime::Runtime;
@@ -226,6 +228,81 @@ async fn within<T>(bound: Duration, work: impl Future<Output = T>) -> Result<T> 
         Ok(done) => Ok(done),
         Err(_) => bail!("no answer within {bound:?}"),
     }
+}
+
+/// What came of a gRPC call.
+#[derive(Debug)]
+pub struct Called {
+    /// The messages that came back.
+    pub messages: Vec<String>,
+    /// `grpc-status` of the trailers.
+    pub status: Option<String>,
+}
+
+/// Calls an echoing gRPC method: sends each message when the one before it has come back, so that
+/// both directions must be open at once.
+///
+/// # Errors
+///
+/// The call breaks, or no answer comes within [`ANSWER`].
+pub fn call(client: &Pod, to: &str, path: &str, messages: &[&str]) -> Result<Called> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let io = TokioIo::new(client.dial(to).await?);
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+        tokio::spawn(connection);
+        let (send, mut receive) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let body = StreamBody::new(futures_util::stream::poll_fn(move |cx| {
+            receive
+                .poll_recv(cx)
+                .map(|next| next.map(|data| Ok::<_, Infallible>(Frame::data(data))))
+        }));
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://{to}{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(body)?;
+        let response = within(ANSWER, sender.send_request(request)).await??;
+        let mut body = response.into_body();
+        let mut back = Vec::new();
+        for message in messages {
+            let framed = framed(message);
+            let wanted = framed.len();
+            send.send(framed).await?;
+            let mut echoed = Vec::new();
+            while echoed.len() < wanted {
+                let frame = within(ANSWER, body.frame())
+                    .await?
+                    .context("the stream goes on")??;
+                echoed.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            }
+            back.push(String::from_utf8(echoed.split_off(5))?);
+        }
+        drop(send);
+        let mut status = None;
+        while let Some(frame) = within(ANSWER, body.frame()).await? {
+            if let Ok(trailers) = frame?.into_trailers() {
+                status = trailers
+                    .get("grpc-status")
+                    .map(|value| value.to_str().map(str::to_owned));
+            }
+        }
+        Ok(Called {
+            messages: back,
+            status: status.transpose()?,
+        })
+    })
+}
+
+/// A message with gRPC's prefix: not compressed, and its length.
+fn framed(message: &str) -> Bytes {
+    let mut framed = vec![0];
+    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
+    framed.extend_from_slice(message.as_bytes());
+    framed.into()
 }
 
 /// GET at an address in a namespace: for admin and metrics ports.

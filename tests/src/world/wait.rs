@@ -1,0 +1,108 @@
+//! Waiting until a world is in order.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{CHANGE, CONTROLLER_ADMIN, READINESS, START, World};
+use crate::expect::eventually;
+use crate::plan::{AMBIENT, PodPlan};
+
+impl World {
+    pub(super) fn wait_ready(&self) {
+        for program in self.programs.names() {
+            self.wait_program(&program);
+        }
+    }
+
+    /// Waits until a program says that it is ready, if it is one that says so.
+    pub(super) fn wait_program(&self, program: &str) {
+        let (netns, port) = match program.split_once('-') {
+            None => (self.netns("control"), CONTROLLER_ADMIN),
+            Some(("ztunnel", node)) => (self.netns(node), READINESS),
+            Some(("waypoint", pod)) => (self.netns(pod), READINESS),
+            Some(_) => return,
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        eventually(START, &format!("{program} is ready"), || {
+            assert!(
+                self.programs.runs(program),
+                "{program} ended:\n{}",
+                self.tail(program)
+            );
+            match crate::http::get(netns, address, "/healthz/ready") {
+                Ok(answer) if answer.status.is_success() => Ok(()),
+                Ok(answer) => Err(answer.text()),
+                Err(error) => Err(format!("{error:#}")),
+            }
+        });
+    }
+
+    /// Waits until every node proxy knows every pod that should be in the mesh as HBONE.
+    pub fn wait_enrolled(&self) {
+        let pods: Vec<String> = self
+            .plan
+            .pods
+            .iter()
+            .filter(|pod| self.wanted(pod))
+            .map(PodPlan::path)
+            .collect();
+        for pod in pods {
+            self.wait_protocol(&pod, "HBONE");
+        }
+    }
+
+    /// Waits until every node proxy knows a pod with this protocol: `HBONE` or `TCP`.
+    pub fn wait_protocol(&self, path: &str, protocol: &str) {
+        for node in 1..=self.plan.nodes {
+            let name = format!("ztunnel-n{node}");
+            eventually(
+                CHANGE,
+                &format!("{name} knows {path} as {protocol}"),
+                || {
+                    let known = self
+                        .workload(node, path)
+                        .map_err(|error| format!("{error:#}"))?;
+                    let found = known
+                        .get("protocol")
+                        .and_then(Value::as_str)
+                        .unwrap_or("none");
+                    if found == protocol {
+                        Ok(())
+                    } else {
+                        Err(found.to_owned())
+                    }
+                },
+            );
+        }
+    }
+
+    fn wanted(&self, pod: &PodPlan) -> bool {
+        let (key, wanted) = AMBIENT;
+        let of_namespace = self
+            .plan
+            .namespaces
+            .iter()
+            .find(|(name, _)| *name == pod.namespace);
+        let label = pod.labels.get(key).or_else(|| of_namespace?.1.get(key));
+        !pod.host_network && label.is_some_and(|value| value == wanted)
+    }
+
+    /// What a node's proxy knows of a pod.
+    ///
+    /// # Errors
+    ///
+    /// The proxy does not answer, or does not know the pod.
+    pub fn workload(&self, node: usize, path: &str) -> Result<Value> {
+        let dump = self.config_dump(&format!("ztunnel-n{node}"))?;
+        let (namespace, name) = path.split_once('/').context("NAMESPACE/POD")?;
+        let workloads = dump["workloads"].as_array().context("workloads")?;
+        let found = workloads
+            .iter()
+            .find(|w| w["namespace"] == namespace && w["name"] == name);
+        found
+            .cloned()
+            .with_context(|| format!("{path} is not known"))
+    }
+}
