@@ -8,6 +8,7 @@
 //!
 //! When the agent ends, rules and proxies stay as they are: the pods stay in the mesh.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,11 +28,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Run, Unenrol};
 use crate::namespace::Claims;
+use crate::nftables::Owner;
 use crate::pod::Shared;
 use crate::reconcile::{self, Reconciler};
+use crate::redirect;
 use crate::report::Reports;
 use crate::session::Hub;
-use crate::{nftables, redirect};
 
 /// How long the first look at all pods may keep node proxies waiting.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
@@ -61,6 +63,7 @@ pub async fn run(run: Run) -> anyhow::Result<()> {
         .with_context(|| format!("the manifests in {}", run.manifests.display()))?;
     let shared = Shared {
         node: run.node_name.clone(),
+        source: source(&run.manifests)?,
         settle: run.settle,
         drain: run.drain,
         claims: Arc::new(Claims::for_this_host()),
@@ -97,6 +100,12 @@ pub async fn run(run: Run) -> anyhow::Result<()> {
     }
     logging.writer().flush(Duration::from_secs(1));
     Ok(())
+}
+
+/// The folder by its one name, whatever way it was given.
+fn source(manifests: &Path) -> anyhow::Result<PathBuf> {
+    let named = manifests.canonicalize();
+    named.with_context(|| format!("the manifests in {}", manifests.display()))
 }
 
 async fn all_looked(looking: Vec<oneshot::Receiver<()>>) {
@@ -157,15 +166,17 @@ fn routes(
 pub fn unenrol(command: &Unenrol) -> anyhow::Result<usize> {
     let mut removed = 0;
     let mut failure = None;
+    let source = command.manifests.as_deref().map(source).transpose()?;
     for (path, netns) in reconcile::namespaces(&command.netns_dir) {
         let Ok(Some(owner)) = redirect::owner(&netns) else {
             continue;
         };
-        let ours = |owner: &nftables::Owner| {
-            command
-                .node_name
-                .as_ref()
-                .is_none_or(|node| *node == owner.node)
+        let ours = |owner: &Owner| {
+            let node = command.node_name.as_deref().unwrap_or(&owner.node);
+            match &source {
+                Some(source) => owner.same_agent(&Owner::new(node, source, "")),
+                None => owner.node == Owner::new(node, Path::new(""), "").node,
+            }
         };
         if !owner.as_ref().is_some_and(ours) {
             continue;
@@ -181,7 +192,7 @@ pub fn unenrol(command: &Unenrol) -> anyhow::Result<usize> {
     failure.map_or(Ok(removed), Err)
 }
 
-fn remove_status(command: &Unenrol, manifests: &std::path::Path) -> anyhow::Result<()> {
+fn remove_status(command: &Unenrol, manifests: &Path) -> anyhow::Result<()> {
     let mut folder = Folder::new(manifests, command.status.as_deref());
     let writer = Writer::new(folder.overlay())?;
     for (name, pod) in &folder.read()?.pods {

@@ -48,7 +48,7 @@ pub struct Unenrol {
     /// Where network namespaces have names
     #[arg(long, value_name = "DIR", default_value = "/run/netns")]
     pub netns_dir: PathBuf,
-    /// Folder of manifests: also remove the status of the pods in it
+    /// Only what an agent with this folder of manifests made; also remove the status of the pods in it
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// Folder of the pods' status [default: MANIFESTS/.status]

@@ -13,6 +13,8 @@
 //! first call. A batch that fails leaves the state as it was.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::netlink::{ACKNOWLEDGE, APPEND, CREATE, Message, Netlink, REQUEST};
 use crate::rules::{Chain, Rule, RuleSet};
@@ -56,10 +58,15 @@ const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 
 /// Who made a table: written into it, and read back after a restart.
+///
+/// A name of a node is not enough: several meshes may run on one machine, each with a node of the same name, and
+/// an agent must not take the pods of another mesh for its own former ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// The node whose agent made it.
     pub node: String,
+    /// Which mesh the node is in: a fingerprint of where its objects come from.
+    pub realm: String,
     /// The pod for which it was made.
     pub uid: String,
 }
@@ -67,25 +74,59 @@ pub struct Owner {
 impl Owner {
     /// The first bytes of what we store, so that other people's data is not taken for ours.
     const PREFIX: &'static str = "ambit/1";
+    /// Longer names are stored as their fingerprint: the kernel keeps 256 bytes (`NFT_USERDATA_MAXLEN`).
+    const LONGEST: usize = 100;
+
+    /// An owner; what is too long to be stored is shortened, the same way each time.
+    #[must_use]
+    pub fn new(node: &str, source: &Path, uid: &str) -> Self {
+        Self {
+            node: shortened(node),
+            realm: fingerprint(source.as_os_str().as_bytes()),
+            uid: shortened(uid),
+        }
+    }
+
+    /// Whether the same agent, or its predecessor, made both.
+    #[must_use]
+    pub fn same_agent(&self, other: &Self) -> bool {
+        self.node == other.node && self.realm == other.realm
+    }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = format!("{}\n{}\n{}", Self::PREFIX, self.node, self.uid).into_bytes();
-        /// `NFT_USERDATA_MAXLEN`.
-        const LONGEST: usize = 256;
-        bytes.truncate(LONGEST);
-        bytes
+        let Self { node, realm, uid } = self;
+        format!("{}\n{node}\n{realm}\n{uid}", Self::PREFIX).into_bytes()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut lines = std::str::from_utf8(bytes).ok()?.split('\n');
-        if lines.next() != Some(Self::PREFIX) {
+        let mut lines = std::str::from_utf8(bytes)
+            .ok()?
+            .split('\n')
+            .map(str::to_owned);
+        if lines.next()? != Self::PREFIX {
             return None;
         }
         Some(Self {
-            node: lines.next()?.to_owned(),
-            uid: lines.next()?.to_owned(),
+            node: lines.next()?,
+            realm: lines.next()?,
+            uid: lines.next()?,
         })
     }
+}
+
+fn shortened(name: &str) -> String {
+    if name.len() <= Owner::LONGEST {
+        return name.to_owned();
+    }
+    format!("#{}", fingerprint(name.as_bytes()))
+}
+
+/// FNV-1a: no secret, but the same in every version of this program.
+fn fingerprint(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }
 
 /// What the kernel holds, against what it should hold.
@@ -326,19 +367,28 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_table_is_read_back_and_nothing_else_is_taken_for_one() {
-        let owner = Owner {
-            node: "node-1".into(),
-            uid: "6f0d".into(),
-        };
-        assert_eq!(Owner::from_bytes(&owner.to_bytes()), Some(owner));
+        let long = "n".repeat(253);
+        for (node, uid) in [("node-1", "6f0d"), (&*long, &*long.repeat(2))] {
+            let owner = Owner::new(node, "/manifests".as_ref(), uid);
+            let bytes = owner.to_bytes();
+            assert!(bytes.len() <= 256, "{}", bytes.len());
+            assert_eq!(Owner::from_bytes(&bytes), Some(owner));
+        }
         for other in [
             &b""[..],
             b"ambit/1",
-            b"ambit/1\nnode",
-            b"someone\nnode\nuid",
+            b"ambit/1\nnode\nrealm",
+            b"a\nb\nc\nd",
             b"\xff\xfe",
         ] {
             assert_eq!(Owner::from_bytes(other), None);
         }
+    }
+
+    #[test]
+    fn agents_of_two_meshes_with_nodes_of_one_name_are_told_apart() {
+        let of = |source: &str, uid| Owner::new("n1", source.as_ref(), uid);
+        assert!(of("/a", "1").same_agent(&of("/a", "2")));
+        assert!(!of("/a", "1").same_agent(&of("/b", "1")));
     }
 }

@@ -15,6 +15,7 @@ pub mod plan;
 mod wish;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// The name of this node.
     pub node: String,
+    /// Where the objects come from, by a path that does not change.
+    pub source: PathBuf,
     /// How long others may take to hear that a pod is no longer announced.
     pub settle: Duration,
     /// How long redirected connections have to end when a pod leaves.
@@ -55,6 +58,14 @@ pub struct Shared {
     pub writer: Writer,
     /// What people are shown.
     pub reports: Reports,
+}
+
+impl Shared {
+    /// The owner of the rules that this agent makes for a pod.
+    #[must_use]
+    pub fn owner(&self, uid: &str) -> Owner {
+        Owner::new(&self.node, &self.source, uid)
+    }
 }
 
 /// Why a step failed.
@@ -315,10 +326,7 @@ impl Pod {
     }
 
     fn owner(&self) -> Owner {
-        Owner {
-            node: self.shared.node.clone(),
-            uid: self.wish.uid.clone(),
-        }
+        self.shared.owner(&self.wish.uid)
     }
 
     fn rested(&self) {

@@ -90,7 +90,8 @@ impl Reconciler {
             let Ok(Some(Some(owner))) = redirect::owner(&netns) else {
                 continue;
             };
-            if owner.node != self.shared.node || self.tasks.contains_key(&owner.uid) {
+            let known = self.tasks.keys().any(|uid| self.shared.owner(uid) == owner);
+            if known || !owner.same_agent(&self.shared.owner("")) {
                 continue;
             }
             match redirect::remove(&netns) {

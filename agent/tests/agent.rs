@@ -161,6 +161,21 @@ fn rules_of_a_pod_that_is_gone_for_good_are_swept_at_the_start() {
 }
 
 #[test]
+fn the_pods_of_another_mesh_on_this_machine_are_left_alone() {
+    let (pair, mut node) = running("twin");
+    node.label(&pair, Some("ambient"));
+    node.start_agent();
+    node.start_proxy();
+    eventually("announced", || node.status().contains("enabled"));
+    node.kill_agent();
+    let mut twin = Node::new("twin", &pair);
+    assert_eq!(twin.name(), node.name());
+    twin.remove_pod();
+    twin.start_agent();
+    assert_eq!(inbound(&pair), Reply::From("inbound"));
+}
+
+#[test]
 fn rules_that_somebody_deletes_come_back() {
     let (pair, mut node) = running("mend");
     node.label(&pair, Some("ambient"));
@@ -223,6 +238,13 @@ fn unenrol_removes_what_is_left_without_a_running_agent() {
     node.start_proxy();
     eventually("announced", || node.status().contains("enabled"));
     node.kill_agent();
+    let other = Node::new("unenrol", &pair);
+    other.unenrol(other.name());
+    assert_ne!(
+        pair.in_pod("nft list ruleset"),
+        "",
+        "a node of the same name in another mesh"
+    );
     node.unenrol("another-node");
     assert_ne!(
         pair.in_pod("nft list ruleset"),

@@ -24,10 +24,7 @@ use pair::{Pair, Reply};
 const APP: u16 = 8080;
 
 fn owner() -> Owner {
-    Owner {
-        node: "node-1".into(),
-        uid: "uid-1".into(),
-    }
+    Owner::new("node-1", "/manifests".as_ref(), "uid-1")
 }
 
 fn install(pair: &Pair, mode: Mode, options: &Options) {
