@@ -1,10 +1,12 @@
 //! The controller at work.
 //!
-//! 1. open the keys  2. read the objects once, so that nobody is told of an empty mesh
-//! 3. listen  4. then, for ever: watch, translate, publish; each session sends its client the
-//! difference.
+//! 1. Open the keys.
+//! 2. Read the objects once, so that nobody is told of an empty mesh.
+//! 3. Listen.
+//! 4. For ever: watch, translate, publish; each session sends its client the difference.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -187,7 +189,7 @@ pub async fn serve(settings: Serve, logging: &Logging) -> Result<(), Error> {
     let (stop, draining) = drain();
     let clients = Arc::new(Clients::default());
     let (quit, mut quitting) = mpsc::channel(1);
-    serve_admin(
+    let admin = serve_admin(
         &settings, logging, &registry, &shared, &clients, quit, &draining,
     )
     .await?;
@@ -195,7 +197,8 @@ pub async fn serve(settings: Serve, logging: &Logging) -> Result<(), Error> {
     let identity = Identity::new(Arc::clone(&root), &settings.server_names, clock.clone())?;
     tasks::spawn("certificate renewal", identity.clone().renew());
     let listener = bind(&settings.listen.to_string()).await?;
-    tracing::info!(listen = %settings.listen, names = ?settings.server_names, "serving");
+    let listen = listener.local_addr().map_err(Error::Start)?;
+    tracing::info!(%listen, %admin, names = ?settings.server_names, "serving");
     let discovery = Discovery {
         shared: shared.clone(),
         clients,
@@ -260,15 +263,16 @@ async fn serve_admin(
     clients: &Arc<Clients>,
     quit: mpsc::Sender<()>,
     draining: &Draining,
-) -> Result<(), Error> {
+) -> Result<SocketAddr, Error> {
     let routes = routes(logging, quit);
     admin::add(&routes, registry, shared, clients);
     let listener = bind(&settings.admin.to_string()).await?;
+    let address = listener.local_addr().map_err(Error::Start)?;
     let end = draining.clone();
     let serving =
         ambit_observe::server::serve(listener, routes, async move { end.requested().await });
     tasks::spawn("admin", Box::pin(serving));
-    Ok(())
+    Ok(address)
 }
 
 async fn bind(address: &str) -> Result<TcpListener, Error> {

@@ -1,7 +1,8 @@
 //! The certificate authority: who may have which certificate, and signing it.
 //!
-//! 1. the token says who calls ([`review`])  2. the objects say whether it may have what it asks for
-//! ([`grant`])  3. the root signs.
+//! 1. The token says who calls ([`review`]).
+//! 2. The objects say whether it may have what it asks for ([`grant`]).
+//! 3. The root signs.
 //!
 //! A caller learns only that it was refused; why is in the log.
 

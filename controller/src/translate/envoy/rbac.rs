@@ -117,7 +117,8 @@ impl<'a> Attached<'a> {
                 .filter(|target| attached.reaches(served, name, target))
                 .collect();
             if !targets.is_empty() {
-                let compiled = compile(name, policy, findings);
+                let tcp = attached.reaches_tcp(served, &targets);
+                let compiled = compile(name, policy, tcp, findings);
                 attached.policies.push((name, policy, targets, compiled));
             }
         }
@@ -134,6 +135,18 @@ impl<'a> Attached<'a> {
             }
             _ => false,
         }
+    }
+
+    /// Whether any chain it is a filter of carries plain TCP.
+    fn reaches_tcp(&self, served: &Served<'_>, targets: &[Target]) -> bool {
+        let whole = targets.iter().any(|target| target.kind != "Service");
+        let named = |service: &&Service| targets.iter().any(|target| target.name == service.name);
+        let mut services = served
+            .services
+            .iter()
+            .filter(|service| whole || named(service));
+        let tcp = services.any(|service| service.ports.iter().any(|port| port.protocol.has_tcp()));
+        tcp || (whole && !served.pods.is_empty())
     }
 
     /// Filters of the chains of one service, or of pods.
@@ -230,7 +243,13 @@ fn wire_action(policy: &AuthorizationPolicy) -> rbac::Action {
     }
 }
 
-fn compile(name: &Name, policy: &AuthorizationPolicy, findings: &mut Findings) -> Compiled {
+/// `tcp` says whether what cannot be checked on TCP ports is worth telling.
+fn compile(
+    name: &Name,
+    policy: &AuthorizationPolicy,
+    tcp: bool,
+    findings: &mut Findings,
+) -> Compiled {
     let key = Key {
         kind: Kind::AuthorizationPolicy,
         name: name.clone(),
@@ -243,6 +262,12 @@ fn compile(name: &Name, policy: &AuthorizationPolicy, findings: &mut Findings) -
     let deny = wire_action(policy) == rbac::Action::Deny;
     let rules = policy.spec.rules.as_deref().unwrap_or_default();
     let both = [true, false].map(|http| {
+        let mut untold = Findings::default();
+        let findings = if http || tcp {
+            &mut *findings
+        } else {
+            &mut untold
+        };
         let mut compiled = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
             let path = format!("spec.rules[{index}]");

@@ -281,7 +281,13 @@ fn rank(one: &Match, order: (usize, usize, usize)) -> Rank {
         PathMatchKind::PathPrefix => PathRank::Prefix,
         PathMatchKind::RegularExpression => PathRank::Regex,
     };
-    let length = path.value.as_deref().unwrap_or("/").chars().count();
+    let value = path.value.as_deref().unwrap_or("/");
+    let value = if kind == PathRank::Prefix {
+        matching::prefix(value)
+    } else {
+        value
+    };
+    let length = value.chars().count();
     let headers = one.headers.as_ref().map_or(0, Vec::len);
     let parameters = one.query_params.as_ref().map_or(0, Vec::len);
     (
