@@ -167,9 +167,9 @@ impl Proxy {
         self.pods.close();
         let ended = stop.complete(deadline).await;
         if ended {
-            tracing::info!("all connections ended");
+            tracing::info!("drained");
         } else {
-            tracing::warn!("connections were cut at the deadline");
+            tracing::warn!("some connections could not be ended in time");
         }
         self.threads.stop();
     }
