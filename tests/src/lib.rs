@@ -26,6 +26,7 @@
 
 pub mod apps;
 pub mod capture;
+pub mod envoy;
 pub mod expect;
 pub mod http;
 pub mod manifests;

@@ -17,6 +17,8 @@ pub struct Plan {
     pub(crate) waypoints: Vec<WaypointPlan>,
     pub(crate) manifests: Vec<(String, String)>,
     pub(crate) mesh: bool,
+    /// Waypoints are Envoys.
+    pub(crate) envoy: bool,
     pub(crate) environment: BTreeMap<String, String>,
 }
 
@@ -176,6 +178,13 @@ impl Plan {
                     .label("istio.io/dataplane-mode", "none")
             })
             .service(path, &app, &[("mesh", 15008, 15008)])
+    }
+
+    /// Runs a real Envoy in the place of every waypoint.
+    #[must_use]
+    pub fn envoy_waypoints(mut self) -> Self {
+        self.envoy = true;
+        self
     }
 
     /// A file of manifests that is there from the start.

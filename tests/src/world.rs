@@ -10,7 +10,9 @@ use std::time::Duration;
 use ambit_net::netns::Netns;
 use anyhow::Result;
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 
+use crate::apps::App;
 use crate::capture::Capture;
 use crate::manifests;
 use crate::network::Network;
@@ -44,6 +46,8 @@ pub use shared::{Held, Shared, started};
 #[derive(Debug)]
 pub struct World {
     programs: Programs,
+    /// Servers that belong to programs.
+    servers: Mutex<Vec<App>>,
     plan: Plan,
     pods: BTreeMap<String, Pod>,
     network: Network,
@@ -106,6 +110,7 @@ impl World {
         let programs = Programs::new(run.folder().join("log"));
         Ok(Self {
             programs,
+            servers: Mutex::default(),
             plan,
             pods,
             network,

@@ -8,9 +8,12 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::World;
+use crate::envoy;
 use crate::manifests;
+use crate::mint::Mint;
 use crate::network::{CONTROLLER_NAME, node_address};
 use crate::plan::{PodPlan, WaypointPlan};
+use crate::pod::Pod;
 use crate::programs::{self, Recipe};
 
 impl World {
@@ -76,9 +79,11 @@ impl World {
     }
 
     pub(super) fn start_waypoint(&self, waypoint: &WaypointPlan) -> Result<()> {
-        let pod = &self
-            .pod(&format!("{}/{}", waypoint.namespace, waypoint.pod))
-            .plan;
+        let pod = self.pod(&format!("{}/{}", waypoint.namespace, waypoint.pod));
+        if self.plan.envoy {
+            return self.start_envoy(&waypoint_program(waypoint), pod);
+        }
+        let pod = &pod.plan;
         let recipe = Recipe {
             netns: self.run.namespace(&pod.netns()),
             program: programs::folder()?.join("waypoint"),
@@ -86,6 +91,40 @@ impl World {
             environment: self.waypoint_environment(pod)?,
         };
         self.programs.start(&waypoint_program(waypoint), recipe)
+    }
+
+    /// Envoy takes a file of settings where our waypoint takes variables, and its certificate from
+    /// a server beside it.
+    fn start_envoy(&self, name: &str, pod: &Pod) -> Result<()> {
+        let PodPlan {
+            namespace,
+            name: pod_name,
+            service_account,
+            node,
+            ..
+        } = &pod.plan;
+        let credentials = Mint::of(&self.state())?.issue(&pod.identity())?;
+        self.servers.lock().push(pod.serve_secrets(&credentials));
+        let token = self.token(namespace, service_account, pod_name, *node)?;
+        let bootstrap = envoy::bootstrap(pod, &self.state().join("root-cert.pem"), &token);
+        let file = self.run.folder().join(format!("{name}.json"));
+        fs::write(&file, bootstrap.to_string())?;
+        let arguments = ["-c", &file.display().to_string(), "--concurrency", "1"];
+        let alone = ["--disable-hot-restart", "--log-level", "warning"];
+        // Envoy writes its log from time to time only.
+        let soon = ["--file-flush-interval-msec", "200"];
+        let recipe = Recipe {
+            netns: self.run.namespace(&pod.plan.netns()),
+            program: envoy::program()?,
+            arguments: arguments
+                .into_iter()
+                .chain(alone)
+                .chain(soon)
+                .map(str::to_owned)
+                .collect(),
+            environment: BTreeMap::new(),
+        };
+        self.programs.start(name, recipe)
     }
 
     /// The environment of a program that stands in a waypoint's pod.

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{CHANGE, CONTROLLER_ADMIN, READINESS, START, World};
+use super::{ADMIN, CHANGE, CONTROLLER_ADMIN, READINESS, START, World};
 use crate::expect::eventually;
 use crate::plan::{AMBIENT, PodPlan};
 
@@ -18,10 +18,12 @@ impl World {
 
     /// Waits until a program says that it is ready, if it is one that says so.
     pub(super) fn wait_program(&self, program: &str) {
-        let (netns, port) = match program.split_once('-') {
-            None => (self.netns("control"), CONTROLLER_ADMIN),
-            Some(("ztunnel", node)) => (self.netns(node), READINESS),
-            Some(("waypoint", pod)) => (self.netns(pod), READINESS),
+        let ready = "/healthz/ready";
+        let (netns, port, path) = match program.split_once('-') {
+            None => (self.netns("control"), CONTROLLER_ADMIN, ready),
+            Some(("ztunnel", node)) => (self.netns(node), READINESS, ready),
+            Some(("waypoint", pod)) if self.plan.envoy => (self.netns(pod), ADMIN, "/ready"),
+            Some(("waypoint", pod)) => (self.netns(pod), READINESS, ready),
             Some(_) => return,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -31,7 +33,7 @@ impl World {
                 "{program} ended:\n{}",
                 self.tail(program)
             );
-            match crate::http::get(netns, address, "/healthz/ready") {
+            match crate::http::get(netns, address, path) {
                 Ok(answer) if answer.status.is_success() => Ok(()),
                 Ok(answer) => Err(answer.text()),
                 Err(error) => Err(format!("{error:#}")),
