@@ -1,6 +1,7 @@
 //! Conversations with a scripted node agent, over the real socket, with real namespaces. Needs root.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a test fails by panicking, also in its helpers"
 )]
 
