@@ -26,7 +26,7 @@ static WORLD: Shared = Shared::new(|| started(plan()));
 struct Load {
     ending: Arc<AtomicBool>,
     good: Arc<AtomicUsize>,
-    thread: JoinHandle<Vec<String>>,
+    thread: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
@@ -54,7 +54,7 @@ impl Load {
         Self {
             ending,
             good,
-            thread,
+            thread: Some(thread),
         }
     }
 
@@ -67,9 +67,15 @@ impl Load {
     }
 
     /// Ends the load; what failed.
-    fn end(self) -> Vec<String> {
+    fn end(mut self) -> Vec<String> {
         self.ending.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
     }
 }
 

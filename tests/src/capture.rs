@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result};
@@ -20,6 +20,10 @@ const KERNEL_BUFFER: usize = 256 << 20;
 const MOST: usize = 512 << 20;
 /// A segment before it is cut into packets may be this long.
 const LONGEST: usize = 70_000;
+
+/// Reading on after the end, under traffic that does not stop: many times what the kernel keeps
+/// waiting, as packets are read faster than they are sent.
+const LAST: Duration = Duration::from_secs(1);
 
 /// A running capture of every packet in a namespace.
 #[derive(Debug)]
@@ -80,9 +84,13 @@ impl Capture {
 fn read(mut socket: &Socket, ending: &AtomicBool) -> io::Result<Packets> {
     let mut packets = Packets::default();
     let mut buffer = vec![0; LONGEST];
+    let mut end: Option<Instant> = None;
     loop {
         // Looked at before the read: what was sent before the end is read before the end.
         let last = ending.load(Ordering::SeqCst);
+        if last && end.get_or_insert_with(Instant::now).elapsed() > LAST {
+            return Ok(packets); // traffic goes on; what was waiting at the end has been read
+        }
         match socket.read(&mut buffer) {
             Ok(length) => {
                 packets.bytes.extend_from_slice(&buffer[..length]);
