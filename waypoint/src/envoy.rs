@@ -162,19 +162,38 @@ impl Compiler {
         let warnings = RefCell::take(&self.warnings);
         let warnings = RefCell::new(warnings);
         let at = At::root(name, &warnings);
-        let done = match kind {
-            Kind::Listener => {
-                parse(payload, &at).and_then(|listener| self.listener(name, listener, refused, &at))
-            }
-            Kind::Cluster => parse(payload, &at).and_then(|proto| self.cluster(proto, &at)),
-            Kind::Endpoints => parse(payload, &at)
-                .and_then(|proto| assignment::assignment(proto, &at))
-                .map(|list| {
-                    self.lists.insert(Name::from(name), Arc::new(list));
-                }),
-        };
+        let done = self.compile(kind, name, payload, refused, &at);
         self.warnings = RefCell::new(warnings.take());
         done
+    }
+
+    fn compile(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        payload: &[u8],
+        refused: &mut Vec<Refusal>,
+        at: &At<'_>,
+    ) -> Compiled<()> {
+        match kind {
+            Kind::Listener => {
+                let proto: Listener = parse(payload, at)?;
+                same_name(&proto.name, name, at)?;
+                self.listener(name, proto, refused, at)
+            }
+            Kind::Cluster => {
+                let proto: ProtoCluster = parse(payload, at)?;
+                same_name(&proto.name, name, at)?;
+                self.cluster(proto, at)
+            }
+            Kind::Endpoints => {
+                let proto: ClusterLoadAssignment = parse(payload, at)?;
+                same_name(&proto.cluster_name, name, at)?;
+                let list = assignment::assignment(proto, at)?;
+                self.lists.insert(Name::from(name), Arc::new(list));
+                Ok(())
+            }
+        }
     }
 
     fn listener(
@@ -246,10 +265,11 @@ impl Compiler {
         names
     }
 
-    /// Whether clusters and listeners have each been accepted whole at least once.
+    /// Whether clusters and listeners have each been accepted whole at least once, and tunnels can
+    /// be accepted.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.accepted.0 && self.accepted.1
+        self.accepted.0 && self.accepted.1 && self.tunnel.is_some()
     }
 
     /// Takes the warnings gathered since the last call.
@@ -299,6 +319,14 @@ impl Compiler {
 
 fn parse<M: Message + Default>(payload: &[u8], at: &At<'_>) -> Compiled<M> {
     M::decode(payload).map_err(|error| at.refuse(format_args!("does not decode: {error}")))
+}
+
+/// A resource under another name than its own could never be replaced or removed.
+fn same_name(inside: &str, outside: &str, at: &At<'_>) -> Compiled<()> {
+    if inside == outside {
+        return Ok(());
+    }
+    Err(at.refuse(format_args!("calls itself {inside:?}")))
 }
 
 fn same(a: Option<&Arc<Assignment>>, b: Option<&Arc<Assignment>>) -> bool {

@@ -314,3 +314,82 @@ fn an_unnamed_port_is_told_by_its_first_bytes() {
         Some("sniff")
     );
 }
+
+/// A filter that denies everybody everything.
+fn deny_all() -> envoy_types::pb::google::protobuf::Any {
+    use envoy_types::pb::envoy::config::rbac::v3::permission::Rule;
+    use envoy_types::pb::envoy::config::rbac::v3::principal::Identifier;
+    use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac};
+    use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+    let policy = Policy {
+        permissions: vec![Permission {
+            rule: Some(Rule::Any(true)),
+        }],
+        principals: vec![Principal {
+            identifier: Some(Identifier::Any(true)),
+        }],
+        ..Policy::default()
+    };
+    let rules = Rbac {
+        action: 1,
+        policies: [("deny-all".to_owned(), policy)].into(),
+        ..Rbac::default()
+    };
+    sample::any(&NetworkRbac {
+        rules: Some(rules),
+        ..NetworkRbac::default()
+    })
+}
+
+#[test]
+fn a_policy_in_front_of_http_is_a_filter_of_its_chain() {
+    let mut compiler = Compiler::default();
+    let mut main = sample::main(&[&CART]);
+    sample::add_filter(&mut main, 0, deny_all());
+    assert_eq!(listeners(&mut compiler, &[main]), []);
+    let plan = compiler.plan();
+    let Some(Target::Http(chain)) = plan.target("10.96.0.1:80".parse().unwrap()) else {
+        panic!()
+    };
+    let crate::filter::Filter::Rules(rules) = &chain.filters[0] else {
+        panic!()
+    };
+    assert_eq!(&*rules.policies[0].name, "deny-all");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    /// Whatever bytes come, there is an answer and no panic, and what was in force stays or is
+    /// replaced whole.
+    #[test]
+    fn damaged_resources_are_refused_or_compiled_and_never_panic(
+        changes in proptest::collection::vec((0usize..4096, proptest::num::u8::ANY), 1..6),
+        cut in proptest::option::of(0usize..4096),
+        which in 0usize..5,
+    ) {
+        let mut main = sample::main(&[&CART, &ECHO]);
+        sample::add_filter(&mut main, 0, deny_all());
+        let (kind, name, mut bytes) = match which {
+            0 => (Kind::Listener, "main_internal".to_owned(), main.encode_to_vec()),
+            1 => (Kind::Listener, "connect_terminate".to_owned(), sample::terminate().encode_to_vec()),
+            2 => (Kind::Cluster, "connect_originate".to_owned(), sample::onward_cluster().encode_to_vec()),
+            3 => (Kind::Cluster, CART.name(), CART.cluster().encode_to_vec()),
+            _ => (Kind::Endpoints, CART.name(), CART.endpoints(&["10.1.0.1:80"]).encode_to_vec()),
+        };
+        let length = bytes.len();
+        for (at, value) in changes {
+            bytes[at % length] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut % length);
+        }
+        let (mut compiler, _) = whole();
+        let rejected = update(&mut compiler, kind, &[(name, bytes)]);
+        let plan = compiler.plan();
+        if !rejected.is_empty() {
+            proptest::prop_assert!(plan.cluster(&CART.name()).is_some());
+            proptest::prop_assert!(plan.tunnel.is_some());
+        }
+    }
+}
