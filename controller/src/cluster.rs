@@ -231,10 +231,10 @@ fn claim(
 
 /// Objects oldest first; those without a time last, then by name. Where Istio lets the oldest
 /// decide, a newcomer cannot take anything from who was there.
-pub(crate) fn by_age<'a, T>(
-    set: &'a BTreeMap<Name, Arc<T>>,
+pub(crate) fn by_age<T>(
+    set: &BTreeMap<Name, Arc<T>>,
     metadata: impl Fn(&T) -> &ObjectMeta,
-) -> Vec<(&'a Name, &'a T)> {
+) -> Vec<(&Name, &T)> {
     let mut objects: Vec<(&Name, &T)> = set
         .iter()
         .map(|(name, object)| (name, object.as_ref()))

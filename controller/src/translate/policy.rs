@@ -234,7 +234,7 @@ impl Compiler<'_> {
         let (mut matches, mut always, mut http): (Vec<Match>, _, _) = (Vec::new(), false, false);
         for part in parts {
             match part {
-                Part::Match(found) => matches.push(found),
+                Part::Match(found) => matches.push(*found),
                 Part::Always => always = true,
                 Part::OnlyHttp => http = true,
                 Part::Never => {}

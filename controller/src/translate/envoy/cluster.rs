@@ -170,6 +170,10 @@ fn connect_originate(served: &Served<'_>) -> Cluster {
 }
 
 /// A cluster whose endpoints come over EDS.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the options are made for this one call"
+)]
 fn listed(name: &str, metadata: Option<Metadata>, options: Option<HttpProtocolOptions>) -> Cluster {
     Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),

@@ -16,7 +16,7 @@ use crate::translate::octets;
 #[derive(Debug, PartialEq)]
 pub(super) enum Part {
     /// Fields that must all match.
-    Match(Match),
+    Match(Box<Match>),
     /// Matches everything: the rule denies and nothing readable is left.
     Always,
     /// Had nothing but HTTP conditions, or had one and the rule allows.
@@ -135,7 +135,7 @@ impl<'a> Fields<'a> {
             return Part::OnlyHttp;
         }
         if self.built != Match::default() {
-            return Part::Match(self.built);
+            return Part::Match(Box::new(self.built));
         }
         if self.widened {
             return Part::Always;

@@ -190,12 +190,14 @@ impl<'a> Rules<'a> {
         let mut all = All::default();
         let (yes, no) = (&operation.ports, &operation.not_ports);
         self.rules(&mut all, field, "ports", yes, no, destination_port);
-        let http: [(
-            &str,
-            &Option<Vec<String>>,
-            &Option<Vec<String>>,
+        /// Field, what it lists, what its negation lists, how a value is read.
+        type Listed<'a> = (
+            &'a str,
+            &'a Option<Vec<String>>,
+            &'a Option<Vec<String>>,
             Read<Permission>,
-        ); 3] = [
+        );
+        let http: [Listed<'_>; 3] = [
             ("hosts", &operation.hosts, &operation.not_hosts, host),
             (
                 "methods",
