@@ -92,11 +92,13 @@ impl World {
     pub fn wait_metric(&self, program: &str, name: &str, labels: &[(&str, &str)], at_least: f64) {
         let what = format!("{program}: {name}{labels:?} reaches {at_least}");
         eventually(CHANGE, &what, || {
-            let found = self.metrics(program).sum(name, labels);
+            let metrics = self.metrics(program);
+            let found = metrics.sum(name, labels);
             if found >= at_least {
                 Ok(())
             } else {
-                Err(found)
+                let all = metrics.find(name, &[]).cloned();
+                Err((found, all.collect::<Vec<_>>()))
             }
         });
     }
