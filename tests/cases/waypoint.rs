@@ -94,23 +94,26 @@ fn weights_are_kept_within_three_points() {
     );
 }
 
+/// Path, status and flag in the log, and the service whose answer it is.
+const LOGGED: [(&str, &str, &str, &str); 4] = [
+    ("/plain", "200", "-", "v1"),
+    ("/empty", "503", "UH", "empty"),
+    ("/delay/5000", "504", "UT", "v1"),
+    ("/shut", "503", "*UC", "shut"),
+];
+
 #[test]
 fn a_request_is_one_record_and_one_count_with_reporter_waypoint() {
     let world = WORLD.alone();
     let _apps = serve(&world);
     let (client, server) = (world.pod("mesh/client"), world.pod("mesh/v1"));
-    let cases: [(&str, &str, &str); 4] = [
-        ("/plain", "200", "-"),
-        ("/empty", "503", "UH"),
-        ("/delay/5000", "504", "UT"),
-        ("/shut", "503", "*U"),
-    ];
-    for (path, code, flags) in cases {
+    for (path, code, flags, service) in LOGGED {
+        let service = format!("{service}.mesh.svc.cluster.local");
         let labels = [
             ("reporter", "waypoint"),
             ("source_workload", "client"),
             ("source_principal", &client.identity()[..]),
-            ("destination_service", "shop.mesh.svc.cluster.local"),
+            ("destination_service", &service[..]),
             ("request_protocol", "http"),
             ("response_code", code),
         ];

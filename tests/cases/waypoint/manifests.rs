@@ -58,6 +58,8 @@ spec:
     backendRefs: [{name: empty, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /shut}}]
     backendRefs: [{name: shut, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /missing}}]
+    backendRefs: [{name: nobody, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /delay}}]
     timeouts: {request: 400ms}
     backendRefs: [{name: v1, port: 80}]
@@ -71,4 +73,6 @@ spec:
   rules:
   - matches: [{path: {type: Exact, value: /only}}]
     backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {type: RegularExpression, value: "/re/[0-9]+"}}]
+    backendRefs: [{name: v2, port: 80}]
 "#;

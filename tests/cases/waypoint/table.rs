@@ -98,7 +98,7 @@ pub const CASES: &[Case] = &[
     case(
         "regular expression",
         Method::GET,
-        "http://shop.mesh/re/42",
+        "http://narrow.mesh/re/42",
         &[],
         200,
         V2,
@@ -106,7 +106,15 @@ pub const CASES: &[Case] = &[
     case(
         "regular expressions match whole paths",
         Method::GET,
-        "http://shop.mesh/re/42x",
+        "http://narrow.mesh/re/42x",
+        &[],
+        404,
+        &[],
+    ),
+    case(
+        "a regular expression goes behind every prefix",
+        Method::GET,
+        "http://shop.mesh/re/42",
         &[],
         200,
         V1,
@@ -306,6 +314,26 @@ pub const CASES: &[Case] = &[
         V1,
     ),
     case(
+        "a backend that does not exist",
+        Method::GET,
+        "http://shop.mesh/missing",
+        &[],
+        500,
+        &[("body", "")],
+    ),
+    case(
+        "the server is the waypoint",
+        Method::GET,
+        "http://shop.mesh/",
+        &[],
+        200,
+        &[
+            ("header/server", "istio-envoy"),
+            ("json/host", "shop.mesh"),
+            ("json/headers/x-forwarded-proto", "http"),
+        ],
+    ),
+    case(
         "an endpoint that does not listen",
         Method::GET,
         "http://shop.mesh/shut",
@@ -316,11 +344,16 @@ pub const CASES: &[Case] = &[
 ];
 
 impl Case {
+    /// Sends the request.
+    pub fn ask(&self, client: &Pod) -> Result<Answer, String> {
+        client
+            .request(self.method.clone(), self.url, self.headers)
+            .map_err(|error| format!("{error:#}"))
+    }
+
     /// Sends the request and compares.
     pub fn check(&self, client: &Pod) -> Result<(), String> {
-        let answer = client
-            .request(self.method.clone(), self.url, self.headers)
-            .map_err(|error| format!("{error:#}"))?;
+        let answer = self.ask(client)?;
         if answer.status != self.status {
             return Err(format!("status {}: {}", answer.status, answer.text()));
         }
