@@ -1,5 +1,6 @@
 //! The waypoint: routing, rules, failures, protocols.
 
+mod envoy;
 mod manifests;
 mod protocols;
 mod rules;

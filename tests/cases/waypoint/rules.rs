@@ -9,13 +9,13 @@ use http::{Method, StatusCode};
 use super::{WAYPOINT, WORLD, serve};
 
 /// A policy of service `ruled`.
-fn policy(name: &str, action: &str, rules: &str) -> String {
+pub fn policy(name: &str, action: &str, rules: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: mesh}}\nspec:\n  targetRefs: [{{group: \"\", kind: Service, name: ruled}}]\n  action: {action}\n  rules:\n{rules}\n"
     )
 }
 
-fn status(client: &Pod, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
+pub fn status(client: &Pod, method: Method, path: &str, headers: &[(&str, &str)]) -> u16 {
     let url = format!("http://ruled.mesh{path}");
     client
         .request(method, &url, headers)
@@ -26,7 +26,7 @@ fn status(client: &Pod, method: Method, path: &str, headers: &[(&str, &str)]) ->
 type Case<'a> = (&'a Pod, Method, &'a str, &'a [(&'a str, &'a str)], u16);
 
 /// Waits until a request gets this status.
-fn wait(world: &World, client: &str, method: &Method, path: &str, wanted: u16) {
+pub fn wait(world: &World, client: &str, method: &Method, path: &str, wanted: u16) {
     world.eventually(
         &format!("{method} {path} of {client} gets {wanted}"),
         || status(world.pod(client), method.clone(), path, &[]) == wanted,
