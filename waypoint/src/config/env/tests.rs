@@ -84,7 +84,6 @@ fn every_wrong_setting_is_named() {
         ("PROXY_CONFIG", "{"),
         ("INSTANCE_IP", "nowhere"),
         ("XDS_ADDRESS", "http://plain:15010"),
-        ("AUTH_TOKEN", "/does/not/exist"),
         ("SECRET_TTL", "soon"),
         ("WAYPOINT_WORKER_THREADS", "many"),
         ("ISTIO_METAJSON_LABELS", "{"),
