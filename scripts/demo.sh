@@ -30,13 +30,19 @@ cargo build --release --locked --workspace --bins
 began=$SECONDS
 part() { echo; say "$* ($((SECONDS - began)) s)"; }
 # show COMMAND...: prints the command as a person would type it, runs it, prints what came back.
-show() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@" 2>&1 | sed 's/^/  /'; return "${PIPESTATUS[0]}"; }
+show() {
+  local shown=("$@")
+  [ "$1" = in_ns ] && shown=("ip netns exec $prefix-$2" "${@:3}")
+  shown=("${shown[@]//$bin\//}")
+  printf '\033[2m$ %s\033[0m\n' "${shown[*]//$'\n'/\\n}"
+  "$@" 2>&1 | sed 's/^/  /'
+  return "${PIPESTATUS[0]}"
+}
 expect() { # WHAT COMMAND...: the show stops where something is not as it should be
   local what=$1; shift
   if "$@"; then echo "  ✓ $what"; else echo "  ✗ $what" >&2; finish=failed; exit 1; fi
 }
 equals() { [ "$1" = "$2" ]; }
-shop() { in_ns "$@"; }
 status_of() { local ns=$1; shift; in_ns "$ns" curl -s -o /dev/null -w '%{http_code}' -m 5 "$@" 2>/dev/null || true; }
 log_of() { grep -h "$2" "$state/log/$1.log" | tail -n "${3:-1}"; }
 
@@ -62,7 +68,7 @@ show ip netns list
 
 part "Before the mesh: what web says to cart can be read on the wire"
 capture before
-show shop web curl -s -m 5 "http://cart/?card=4111-1111" || true
+show in_ns web curl -s -m 5 "http://cart/?card=4111-1111" || true
 seen=$(readable before "card=4111-1111")
 echo "  packets between the nodes in which the card number can be read: $seen"
 expect "the card number is readable on the wire" [ "$seen" -gt 0 ]
@@ -86,7 +92,7 @@ show in_ns n1 "$bin/ambitctl" workloads
 
 part "After: the same request, and a capture of it"
 capture after
-show shop web curl -s -m 5 "http://cart/?card=4111-1111"
+show in_ns web curl -s -m 5 "http://cart/?card=4111-1111"
 seen=$(readable after "card=4111-1111\|client_address")
 echo "  packets captured between the nodes: $(packets after); with anything of it readable: $seen"
 expect "nothing of it is readable on the wire" equals "$seen" 0
@@ -113,7 +119,7 @@ expect "without it, plaintext from outside is let in" equals "$(status_of legacy
 show cp deploy/one-machine/steps/strict.yaml "$manifests/"
 refused() { [ "$(status_of legacy http://10.244.2.12:8080/)" = 000 ]; }
 eventually 10 "the client outside is refused" refused
-show shop legacy curl -sS -m 5 http://10.244.2.12:8080/ || true
+show in_ns legacy curl -sS -m 5 http://10.244.2.12:8080/ || true
 expect "web is still served" equals "$(status_of web http://cart/)" 200
 
 part "The waypoint: 90/10 between two versions, and a header that chooses"
@@ -121,7 +127,7 @@ show cp deploy/one-machine/steps/route.yaml "$manifests/"
 sed -i '/^kind: Service$/,/^spec:/ s/^  name: payments$/  name: payments\n  labels:\n    istio.io\/use-waypoint: waypoint/' "$manifests/payments.yaml"
 tester_sees_v2() { in_ns web curl -s -m 5 -H 'x-tester: yes' http://payments/ | grep -q '"version": "v2"'; }
 eventually 15 "a tester's request reaches v2" tester_sees_v2
-show shop web curl -s -m 5 -H 'x-tester: yes' http://payments/
+show in_ns web curl -s -m 5 -H 'x-tester: yes' http://payments/
 printf '\033[2m$ for i in $(seq 400); do curl -s http://payments/; done | sort | uniq -c\033[0m\n'
 in_ns web sh -c 'for i in $(seq 400); do echo "url=http://payments/"; done | curl -s -m 30 -K - ' | grep -o '"version": "v[12]"' | sort | uniq -c | sed 's/^/  /' | tee "$state/split"
 v2=$(awk '/v2/{print $1}' "$state/split")
@@ -131,8 +137,8 @@ part "L7: GET is allowed, DELETE is not"
 show cp deploy/one-machine/steps/read-only.yaml "$manifests/"
 delete_refused() { [ "$(status_of web -X DELETE http://payments/orders/7)" = 403 ]; }
 eventually 10 "DELETE is refused" delete_refused
-show shop web curl -s -m 5 -o /dev/null -w '%{http_code}\n' http://payments/orders/7
-show shop web curl -s -m 5 -w ' %{http_code}\n' -X DELETE http://payments/orders/7
+show in_ns web curl -s -m 5 -o /dev/null -w '%{http_code}\n' http://payments/orders/7
+show in_ns web curl -s -m 5 -w ' %{http_code}\n' -X DELETE http://payments/orders/7
 expect "GET is answered 200" equals "$(status_of web http://payments/orders/7)" 200
 show in_ns n1 "$bin/ambitctl" explain shop/web to payments.shop:80 || true
 

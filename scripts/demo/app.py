@@ -17,6 +17,7 @@ VERSION = sys.argv[2] if len(sys.argv) > 2 else "v1"
 
 class Shop(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def answer(self):
         length = int(self.headers.get("content-length") or 0)

@@ -20,7 +20,8 @@ in_ns() { local ns=$1; shift; ip netns exec "$prefix-$ns" "$@"; }
 # start NAME NAMESPACE COMMAND...: runs a program in a namespace, its output in $state/log/NAME.log.
 start() {
   local name=$1 ns=$2; shift 2
-  in_ns "$ns" "$@" >>"$state/log/$name.log" 2>&1 &
+  # Not through a function: the number noted must be the program's, not that of a shell around it.
+  ip netns exec "$prefix-$ns" "$@" >>"$state/log/$name.log" 2>&1 &
   echo $! >"$state/pid/$name"
   disown
 }
