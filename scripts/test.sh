@@ -44,6 +44,7 @@ if wants fuzz; then
 fi
 
 if wants unit || wants world; then
+  need_debian nftables tcpdump
   need_root # sockets in namespaces are part of the unit tests of the crates that make them
   step "building programs and tests"
   # All targets at once: the programs then share every dependency's build with the tests.
@@ -57,7 +58,6 @@ if wants unit; then
 fi
 
 if wants world; then
-  need_debian nftables tcpdump wrk nghttp2-client nginx-light
   need_envoy
   step "the namespace world, and the programs one by one"
   AMBIT_BIN=$root/target/debug cargo test --workspace --test '*' --locked -- \
