@@ -14,8 +14,7 @@ mod node;
 mod pair;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use node::{Node, eventually};
 use pair::{Pair, Reply};
@@ -44,12 +43,15 @@ fn a_running_pod_goes_in_and_out_without_a_failed_connection_or_one_past_the_pro
     node.start_agent();
     node.start_proxy();
     let announced = Arc::new(AtomicBool::new(false));
+    // Connections made while the pod was announced from their beginning to their end.
+    let checked = Arc::new(AtomicU32::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let load: Vec<_> = [inbound as fn(&Pair) -> Reply, outbound]
         .into_iter()
         .map(|connect| {
             let (pair, announced, stop) =
                 (Arc::clone(&pair), Arc::clone(&announced), Arc::clone(&stop));
+            let checked = Arc::clone(&checked);
             std::thread::spawn(move || {
                 let mut made = 0;
                 while !stop.load(Ordering::SeqCst) {
@@ -60,6 +62,7 @@ fn a_running_pod_goes_in_and_out_without_a_failed_connection_or_one_past_the_pro
                     if before && after {
                         let past = [Reply::From("application"), Reply::From("peer")];
                         assert!(!past.contains(&reply), "past the proxy while announced");
+                        checked.fetch_add(1, Ordering::SeqCst);
                     }
                     made += 1;
                 }
@@ -73,7 +76,10 @@ fn a_running_pod_goes_in_and_out_without_a_failed_connection_or_one_past_the_pro
         announced.store(true, Ordering::SeqCst);
         assert_eq!(inbound(&pair), Reply::From("inbound"));
         assert_eq!(outbound(&pair), Reply::From("outbound"));
-        std::thread::sleep(Duration::from_millis(200));
+        let wanted = checked.load(Ordering::SeqCst) + 40;
+        eventually("load while announced", || {
+            checked.load(Ordering::SeqCst) >= wanted
+        });
         announced.store(false, Ordering::SeqCst);
         node.label(&pair, None);
         eventually("withdrawn", || node.status().is_empty());
