@@ -25,6 +25,7 @@ pub mod endpoints;
 pub mod envoy;
 pub mod filter;
 pub mod format;
+mod forward;
 pub mod guard;
 pub mod headers;
 pub mod metrics;
