@@ -245,12 +245,7 @@ impl Routes {
     ) where
         F: Future<Output = Answer> + Send + 'static,
     {
-        self.add(
-            Method::GET,
-            path,
-            about,
-            Arc::new(move |call| Box::pin(handler(call))),
-        );
+        self.add_async(Method::GET, path, about, handler);
     }
 
     /// Adds a POST path whose answer is awaited.
@@ -262,12 +257,20 @@ impl Routes {
     ) where
         F: Future<Output = Answer> + Send + 'static,
     {
-        self.add(
-            Method::POST,
-            path,
-            about,
-            Arc::new(move |call| Box::pin(handler(call))),
-        );
+        self.add_async(Method::POST, path, about, handler);
+    }
+
+    fn add_async<F>(
+        &self,
+        method: Method,
+        path: &str,
+        about: &'static str,
+        handler: impl Fn(Call) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |call| Box::pin(handler(call)));
+        self.add(method, path, about, handler);
     }
 
     /// Moves every path of `other` here, for a program that has one server for all.
