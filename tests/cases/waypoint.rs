@@ -132,7 +132,10 @@ fn a_request_is_one_record_and_one_count_with_reporter_waypoint() {
         ("reporter", "waypoint"),
         ("destination_principal", &server.identity()[..]),
     ];
-    assert!(world.metrics(WAYPOINT).sum("istio_requests_total", &labels) >= 1.0);
+    let metrics = world.metrics(WAYPOINT);
+    assert!(metrics.sum("istio_requests_total", &labels) >= 1.0);
+    let dropped = metrics.find("ambit_log_lines_dropped_total", &[]).next();
+    assert!(dropped.is_some_and(|sample| sample.value < 0.5));
     // The node proxy behind the waypoint sees the waypoint as the client.
     let fields = [
         ("direction", "inbound"),

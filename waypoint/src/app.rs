@@ -120,6 +120,7 @@ impl Waypoint {
             "starting"
         );
         let registry = Registry::default();
+        logging.register(&registry);
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("proxy", &registry);
         let (certificates, renewer) = Certificates::new(Clock::system());

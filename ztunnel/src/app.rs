@@ -108,6 +108,7 @@ impl Proxy {
         );
         let registry = Registry::default();
         let metrics = Metrics::new(&registry);
+        logging.register(&registry);
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("ztunnel", &registry);
         let tunnels = tunnels(&settings);
