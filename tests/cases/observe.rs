@@ -218,7 +218,12 @@ fn a_proxy_says_who_it_is_and_how_it_does() {
         assert!((metrics.sum("workload_manager_active_proxy_count", &[]) - pods).abs() < 0.1);
         assert!(metrics.sum("process_open_fds", &[]) > 10.0);
         assert!(metrics.sum("istio_xds_message_total", &[]) >= 1.0);
-        let dropped = metrics.find("ambit_log_lines_dropped_total", &[]).next();
-        assert!(dropped.is_some_and(|sample| sample.value < 0.5));
+        for nothing_amiss in [
+            "ambit_log_lines_dropped_total",
+            "ambit_policies_not_understood",
+        ] {
+            let found: Vec<_> = metrics.find(nothing_amiss, &[]).collect();
+            assert!(matches!(&found[..], [one] if one.value < 0.5), "{found:?}");
+        }
     }
 }

@@ -42,7 +42,7 @@ use crate::dump;
 use crate::explain;
 use crate::file;
 use crate::inpod::{Session, Status};
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::pods::Pods;
 use crate::worker::{Shared, Worker};
 
@@ -121,6 +121,8 @@ impl Proxy {
             tunnels,
         });
 
+        let policies = Arc::clone(&shared);
+        metrics::register_policies(&registry, move || policies.store.snapshot());
         let threads = threads(&shared)?;
         let (certificates, renewer) = Certificates::new(Clock::system());
         let pods = Pods::new(

@@ -263,6 +263,7 @@ fn policy(text: PolicyText) -> Policy {
         },
         dry_run: text.dry_run,
         rules: rules.collect(),
+        not_understood: Vec::new(),
     }
 }
 

@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ambit_model::service::Service;
+use ambit_model::view::View;
 use ambit_model::workload::Workload;
 use ambit_observe::access::AccessLog;
-use ambit_observe::metrics::{Family, Handle, Registry};
+use ambit_observe::metrics::{Descriptor, Family, Handle, Kind, Registry};
 use ambit_observe::traffic::{Reporter, Tcp};
 
 ambit_observe::series! {
@@ -60,6 +61,26 @@ impl Metrics {
             pods: registry.single(),
         }
     }
+}
+
+/// Adds the number of policies that were not wholly understood. They refuse more than was meant, so somebody
+/// should look: `config_dump` names them.
+pub fn register_policies(
+    registry: &Registry,
+    view: impl Fn() -> Arc<View> + Send + Sync + 'static,
+) {
+    let descriptor = Descriptor {
+        name: "ambit_policies_not_understood",
+        help: "Policies in force with fields or values that are not known, which therefore refuse more (unstable).",
+        kind: Kind::Gauge,
+    };
+    registry.computed(descriptor, move || {
+        let view = view();
+        let troubled = view
+            .policies()
+            .filter(|policy| !policy.problems().is_empty());
+        Some(u32::try_from(troubled.count()).map_or(f64::from(u32::MAX), f64::from))
+    });
 }
 
 /// Handles that one thread keeps at most. Beyond it all are let go and found again: a node with
@@ -179,4 +200,39 @@ impl Telemetry {
 
 fn address<T>(record: Option<&Arc<T>>) -> *const T {
     record.map_or(std::ptr::null(), Arc::as_ptr)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ambit_model::policy::{Action, Policy, PolicyKey, Scope};
+    use ambit_model::update::{Change, apply};
+    use ambit_model::view::View;
+    use ambit_observe::metrics::{Format, Registry};
+
+    use super::register_policies;
+
+    #[test]
+    fn policies_that_are_not_understood_are_counted() {
+        let policy = |name: &str, not_understood: &[&str]| {
+            Change::UpsertPolicy(Policy {
+                key: PolicyKey::new("shop", name),
+                scope: Scope::Namespace,
+                action: Action::Deny,
+                dry_run: false,
+                rules: Vec::new(),
+                not_understood: not_understood.iter().map(|&field| field.into()).collect(),
+            })
+        };
+        let view = apply(
+            &View::default(),
+            [policy("a", &["field 9"]), policy("b", &[])],
+        );
+        let view = Arc::new(view);
+        let registry = Registry::default();
+        register_policies(&registry, move || Arc::clone(&view));
+        let page = registry.render(Format::Text);
+        assert!(page.contains("ambit_policies_not_understood 1\n"), "{page}");
+    }
 }

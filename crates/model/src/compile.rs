@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | ALLOW | the value matches nothing | the value matches everything, so the field fails |
 //! | DENY | the value matches everything, so the field holds | the value matches nothing |
+//!
+//! A policy that was not understood beyond its values is closed: an ALLOW never matches, a DENY always does.
 
 use std::net::IpAddr;
 
@@ -32,13 +34,18 @@ impl Compiled {
     pub fn new(policy: Policy) -> Self {
         let mut compiler = Compiler {
             action: policy.action,
-            problems: Vec::new(),
+            problems: policy.not_understood.clone(),
         };
-        let rules = policy
+        let understood = policy
             .rules
             .iter()
             .map(|rule| compiler.rule(rule))
             .collect();
+        let rules = if policy.not_understood.is_empty() {
+            understood
+        } else {
+            closed(policy.action)
+        };
         let problems = compiler.problems.into();
         Self {
             policy,
@@ -59,7 +66,7 @@ impl Compiled {
         &self.policy
     }
 
-    /// The values that were not understood, for people.
+    /// What was not understood, fields and values, for people.
     #[must_use]
     pub fn problems(&self) -> &[Text] {
         &self.problems
@@ -69,6 +76,17 @@ impl Compiled {
     #[must_use]
     pub fn first_match(&self, attributes: &Attributes<'_>) -> Option<usize> {
         self.rules.iter().position(|rule| rule.holds(attributes))
+    }
+}
+
+/// The rules of a policy that refuses all it can.
+fn closed(action: Action) -> Box<[CompiledRule]> {
+    let always = CompiledRule {
+        clauses: Box::default(),
+    };
+    match action {
+        Action::Allow => Box::default(),
+        Action::Deny => Box::new([always]),
     }
 }
 

@@ -98,6 +98,7 @@ pub(crate) fn policy(name: &str, scope: Scope, action: Action, clauses: Vec<Vec<
         action,
         dry_run: false,
         rules: vec![Rule { clauses }],
+        not_understood: Vec::new(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! An authorization policy as it was received.
 //!
 //! A value that could not be understood stays in its place as [`Value::Unparsable`]. Dropping it would change what the rule means:
-//! a list that becomes empty no longer limits anything. [`crate::compile`] gives it the meaning that permits least.
+//! a list that becomes empty no longer limits anything. [`crate::compile`] gives it the meaning that permits least. What is not
+//! understood of the policy itself (a field that we do not know may be a condition, an alternative, or anything else) is kept in
+//! [`Policy::not_understood`].
 
 use std::fmt;
 
@@ -70,6 +72,10 @@ pub struct Policy {
     pub dry_run: bool,
     /// Any matching rule makes the policy match. Without rules it never matches.
     pub rules: Vec<Rule>,
+    /// What of the policy itself was not understood, by field. With anything in it the rules say only a part of what was meant, so
+    /// they do not count: an ALLOW permits nothing, a DENY refuses everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_understood: Vec<Text>,
 }
 
 /// Whom a policy applies to.

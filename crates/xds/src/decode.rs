@@ -2,18 +2,22 @@
 //!
 //! # Guarantees
 //! Pure, never panics. A message is taken whole or refused whole, with the field and what is wrong
-//! with it. Values inside a policy's rules are the exception: they stay in their place as
-//! unparsable, because leaving out a policy permits more than enforcing a stricter one.
+//! with it. Policies are the exception, because leaving one out, or the one before in force, permits
+//! more than enforcing a stricter one: a value that makes no sense stays in its place as unparsable,
+//! and a policy with a field, action or scope that we do not know is refused by name *and* taken, closed.
 
 mod policy;
 mod service;
+mod unknown;
 mod workload;
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ambit_model::address::{GatewayAddress, GatewayDestination};
+use ambit_model::policy::{Action, Policy};
 use ambit_model::service::{Port, ServiceKey};
+use ambit_model::text::Text;
 use ambit_model::update::Change;
 use ambit_proto::istio::security::Authorization;
 use ambit_proto::istio::workload::{self as wire, Address, address, gateway_address};
@@ -77,7 +81,17 @@ pub fn changes(update: Update) -> (Vec<Change>, Vec<Rejected>) {
     let mut rejected = Vec::new();
     for resource in resources {
         match change(&type_url, &resource) {
-            Ok(change) => changes.push(change),
+            Ok(change) => {
+                if let Change::UpsertPolicy(policy) = &change
+                    && !policy.not_understood.is_empty()
+                {
+                    rejected.push(Rejected {
+                        name: resource.name,
+                        reason: closed(policy),
+                    });
+                }
+                changes.push(change);
+            }
             Err(invalid) => {
                 rejected.push(Rejected {
                     name: resource.name,
@@ -97,7 +111,17 @@ pub fn changes(update: Update) -> (Vec<Change>, Vec<Rejected>) {
     (changes, rejected)
 }
 
-/// One resource as a change.
+/// Tells the sender what became of a policy that was not understood.
+fn closed(policy: &Policy) -> String {
+    let effect = match policy.action {
+        Action::Allow => "permits nothing",
+        Action::Deny => "refuses everything",
+    };
+    let fields = policy.not_understood.join(", ");
+    format!("authorization.{fields}; until it is understood it {effect}")
+}
+
+/// One resource as a change. A policy may be one that is not wholly understood.
 ///
 /// # Errors
 /// See [`Invalid`].
@@ -115,7 +139,11 @@ pub fn change(type_url: &str, resource: &Resource) -> Result<Change, Invalid> {
         },
         type_url::WORKLOAD => workload_change(wire::Workload::decode(bytes)?)?,
         type_url::AUTHORIZATION => {
-            let policy = policy(Authorization::decode(bytes)?)?;
+            let mut policy = policy(Authorization::decode(bytes.clone())?)?;
+            let unknown = unknown::fields(&unknown::AUTHORIZATION, bytes);
+            policy
+                .not_understood
+                .extend(unknown.into_iter().map(Text::from));
             let name = policy.key.to_string();
             (Change::UpsertPolicy(policy), name)
         }

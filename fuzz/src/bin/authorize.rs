@@ -89,6 +89,7 @@ fn policy(from: Bytes<'_, '_>) -> arbitrary::Result<Policy> {
         action: *from.choose(&[Action::Allow, Action::Deny])?,
         dry_run: from.ratio(1, 8)?,
         rules: list(from, rule)?,
+        not_understood: Vec::new(),
     })
 }
 

@@ -10,7 +10,9 @@ use ambit_model::update::{Change, apply};
 use ambit_model::workload::Workload;
 use ambit_model::{Identity, View};
 use ambit_proto::istio::security::Authorization;
-use ambit_xds::decode;
+use ambit_proto::type_url;
+use ambit_xds::{Resource, decode};
+use bytes::Bytes;
 use libfuzzer_sys::arbitrary::Unstructured;
 use prost::Message;
 
@@ -19,12 +21,20 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(connection) = Connection::new(&mut Unstructured::new(head)) else {
         return;
     };
+    let payload = Bytes::copy_from_slice(message);
     let Ok(message) = Authorization::decode(message) else {
         return;
     };
-    let Ok(mut policy) = decode::policy(message) else {
+    let resource = Resource {
+        name: format!("{}/{}", message.namespace, message.name),
+        version: String::new(),
+        payload,
+    };
+    let Ok(Change::UpsertPolicy(mut policy)) = decode::change(type_url::AUTHORIZATION, &resource)
+    else {
         return;
     };
+    let closed = !policy.not_understood.is_empty() && !policy.dry_run;
     // So that it applies to the one workload there is.
     policy.scope = Scope::Global;
     let key = policy.key.to_string();
@@ -37,6 +47,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let verdict = authorize(&rules, &connection.attributes());
     let explained = explain(&rules, &connection.attributes());
     assert_eq!(explained.allowed, verdict.allowed());
+    assert!(!(closed && verdict.allowed()), "a policy in part");
     let _ = rehearse(&rules, &connection.attributes());
     // Keys with a slash in the namespace cannot be told from others by name; istiod makes none.
     if key.matches('/').count() == 1 {

@@ -31,6 +31,7 @@ fn view() -> View {
                 }],
             }],
         }],
+        not_understood: Vec::new(),
     };
     ambit_model::update::apply(
         &View::default(),

@@ -48,6 +48,7 @@ fn deny(name: &str, principal: &str) -> Change {
                 matches: vec![matches],
             }],
         }],
+        not_understood: Vec::new(),
     })
 }
 

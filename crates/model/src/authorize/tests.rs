@@ -389,6 +389,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
                 action,
                 dry_run,
                 rules,
+                not_understood: Vec::new(),
             }
         },
     )

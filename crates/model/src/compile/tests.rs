@@ -288,3 +288,30 @@ fn tells_which_values_were_not_understood() {
     let problems = Compiled::new(policy).problems().to_vec();
     assert_eq!(problems, ["ten", "70000"]);
 }
+
+#[test]
+fn a_policy_that_is_not_wholly_understood_refuses_all_that_it_can() {
+    let anybody = Match {
+        not_destination_ports: vec![Value::Known(9)],
+        ..Match::default()
+    };
+    let nobody = Match {
+        destination_ports: vec![Value::Known(9)],
+        ..Match::default()
+    };
+    for (action, matches) in [(Action::Allow, false), (Action::Deny, true)] {
+        for fields in [anybody.clone(), nobody.clone()] {
+            let mut policy = policy("shop/p", Scope::Namespace, action, vec![vec![fields]]);
+            policy.not_understood = vec![text("field 9")];
+            let compiled = Compiled::new(policy);
+            let attributes = Attributes {
+                peer: None,
+                source: ip("10.0.0.1"),
+                destination: socket("10.0.0.2:8080"),
+            };
+            let found = compiled.first_match(&attributes);
+            assert_eq!(found.is_some(), matches, "{action:?}");
+            assert_eq!(compiled.problems(), ["field 9"]);
+        }
+    }
+}

@@ -9,10 +9,10 @@ use ipnet::IpNet;
 use super::service::block;
 use super::{Invalid, known};
 
-/// A policy of the model.
+/// A policy of the model. What decoding dropped, and so is not in the message, is not found here.
 ///
 /// # Errors
-/// See [`Invalid`]; values inside rules are never the reason.
+/// See [`Invalid`]; values inside rules, actions and scopes are never the reason.
 pub fn policy(from: wire::Authorization) -> Result<Policy, Invalid> {
     parse(from).map_err(|invalid| invalid.inside("authorization"))
 }
@@ -21,14 +21,26 @@ fn parse(from: wire::Authorization) -> Result<Policy, Invalid> {
     if from.name.is_empty() {
         return Err(Invalid::field("name", "empty"));
     }
-    let scope = match known("scope", from.scope)? {
-        wire::Scope::Global => Scope::Global,
-        wire::Scope::Namespace => Scope::Namespace,
-        wire::Scope::WorkloadSelector => Scope::WorkloadSelector,
+    let mut not_understood = Vec::new();
+    let mut unknown = |invalid: Invalid| not_understood.push(invalid.to_string().into());
+    let scope = match known("scope", from.scope) {
+        Ok(wire::Scope::Global) => Scope::Global,
+        Ok(wire::Scope::Namespace) => Scope::Namespace,
+        Ok(wire::Scope::WorkloadSelector) => Scope::WorkloadSelector,
+        Err(invalid) => {
+            // Its namespace is the most that a policy which is not the mesh's can be about; whoever
+            // lists it gets it too.
+            unknown(invalid);
+            Scope::Namespace
+        }
     };
-    let action = match known("action", from.action)? {
-        wire::Action::Allow => Action::Allow,
-        wire::Action::Deny => Action::Deny,
+    let action = match known("action", from.action) {
+        Ok(wire::Action::Allow) => Action::Allow,
+        Ok(wire::Action::Deny) => Action::Deny,
+        Err(invalid) => {
+            unknown(invalid);
+            Action::Deny
+        }
     };
     Ok(Policy {
         key: PolicyKey::new(from.namespace, from.name),
@@ -36,6 +48,7 @@ fn parse(from: wire::Authorization) -> Result<Policy, Invalid> {
         action,
         dry_run: from.dry_run,
         rules: from.rules.into_iter().map(rule).collect(),
+        not_understood,
     })
 }
 

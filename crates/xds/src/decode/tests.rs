@@ -370,37 +370,79 @@ fn values_of_a_policy_that_make_no_sense_stay_in_their_place() {
 }
 
 #[test]
-fn a_policy_of_an_unknown_action_or_scope_is_refused() {
-    let whole = a_policy(security::Match::default());
-    for (changed, expected) in [
+fn a_policy_without_a_name_is_refused() {
+    let nameless = Authorization {
+        name: String::new(),
+        ..a_policy(security::Match::default())
+    };
+    let text = policy(nameless).unwrap_err().to_string();
+    assert_eq!(text, "authorization.name: empty");
+}
+
+#[test]
+fn a_policy_that_is_not_understood_is_refused_by_name_and_taken_closed() {
+    let deny = a_policy(security::Match::default());
+    let allow = Authorization {
+        action: security::Action::Allow.into(),
+        ..deny.clone()
+    };
+    let bytes = |policy: &Authorization, more: &[u8]| {
+        let mut bytes = policy.encode_to_vec();
+        bytes.extend_from_slice(more);
+        Bytes::from(bytes)
+    };
+    let of = |action, scope| Authorization {
+        action,
+        scope,
+        ..deny.clone()
+    };
+    // Field 8 with the number 1.
+    let field = [8 << 3, 1];
+    for (payload, reason, action, scope) in [
         (
-            Authorization {
-                action: 3,
-                ..whole.clone()
-            },
-            "authorization.action: ",
+            bytes(&deny, &field),
+            "authorization.field 8: not known; until it is understood it refuses everything",
+            Action::Deny,
+            PolicyScope::Namespace,
         ),
         (
-            Authorization {
-                scope: 3,
-                ..whole.clone()
-            },
-            "authorization.scope: ",
+            bytes(&allow, &field),
+            "authorization.field 8: not known; until it is understood it permits nothing",
+            Action::Allow,
+            PolicyScope::Namespace,
         ),
         (
-            Authorization {
-                name: String::new(),
-                ..whole
-            },
-            "authorization.name: ",
+            bytes(&of(7, 0), &[]),
+            "authorization.action: unknown value 7; until it is understood it refuses everything",
+            Action::Deny,
+            PolicyScope::Global,
+        ),
+        (
+            bytes(&of(0, 9), &[]),
+            "authorization.scope: unknown value 9; until it is understood it permits nothing",
+            Action::Allow,
+            PolicyScope::Namespace,
         ),
     ] {
-        assert!(
-            policy(changed)
-                .unwrap_err()
-                .to_string()
-                .starts_with(expected)
+        let update = Update {
+            type_url: type_url::AUTHORIZATION.to_owned(),
+            resources: vec![Resource {
+                name: "shop/p".to_owned(),
+                version: "1".to_owned(),
+                payload,
+            }],
+            removed: Vec::new(),
+        };
+        let (changes, rejected) = changes(update);
+        assert_eq!(
+            (&*rejected[0].name, &*rejected[0].reason),
+            ("shop/p", reason)
         );
+        let [Change::UpsertPolicy(taken)] = &changes[..] else {
+            panic!("not taken: {changes:?}");
+        };
+        assert_eq!((taken.action, taken.scope), (action, scope));
+        assert!(!taken.not_understood.is_empty());
     }
 }
 
