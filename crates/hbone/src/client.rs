@@ -12,8 +12,10 @@ use bytes::Bytes;
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use http::{HeaderMap, Method};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::error::{OpenError, TunnelError};
+use crate::expiry;
 use crate::inbox::Inboxes;
 use crate::keepalive::Keepalive;
 use crate::request::Request;
@@ -47,6 +49,7 @@ where
     let inboxes = Inboxes::new();
     let shared = Rc::new(Shared {
         inboxes,
+        expires: expiry::of(&peer),
         peer,
         settings: settings.clone(),
         streams: Cell::new(0),
@@ -86,6 +89,8 @@ fn engine(settings: &Settings) -> h2::client::Builder {
 struct Shared {
     inboxes: Rc<Inboxes>,
     peer: Peer,
+    /// When its certificate does.
+    expires: Instant,
     settings: Settings,
     streams: Cell<u32>,
     state: RefCell<State>,
@@ -128,11 +133,13 @@ impl Tunnel {
         self.shared.streams.get()
     }
 
-    /// Whether a stream can be opened: the connection lives and the peer did not say good-bye.
+    /// Whether a stream can be opened: the connection lives, the peer did not say good-bye, and what it
+    /// proved still holds.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let state = self.shared.state.borrow();
-        if state.ended.is_some() || state.abort.is_some() {
+        let over = state.ended.is_some() || state.abort.is_some();
+        if over || Instant::now() >= self.shared.expires {
             return false;
         }
         let mut cx = Context::from_waker(Waker::noop());

@@ -25,6 +25,7 @@
 
 pub mod client;
 mod error;
+mod expiry;
 mod inbox;
 mod keepalive;
 pub mod pool;

@@ -14,6 +14,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{TunnelError, gone, stream_error};
+use crate::expiry;
 use crate::inbox::Inboxes;
 use crate::keepalive::Keepalive;
 use crate::request::{Malformed, Request};
@@ -26,7 +27,8 @@ use crate::turn::Turn;
 /// Starts HTTP/2 on an accepted connection whose other end was verified.
 ///
 /// When `draining` completes, the peer is told to open no more streams (GOAWAY); those that are open
-/// go on until they end by themselves, and [`Incoming::next`] then answers `None`.
+/// go on until they end by themselves, and [`Incoming::next`] then answers `None`. The same happens when
+/// the peer's certificate expires.
 ///
 /// # Errors
 /// [`TunnelError`] if the peer did not start in time or the connection broke.
@@ -57,6 +59,13 @@ where
         Err(_elapsed) => return Err(TunnelError::Timeout(limit)),
     };
     let keepalive = Keepalive::new(connection.ping_pong(), settings);
+    let expired = tokio::time::sleep_until(expiry::of(&peer));
+    let draining = async move {
+        tokio::select! {
+            () = draining => {}
+            () = expired => {}
+        }
+    };
     Ok(Incoming {
         connection: Some(connection),
         turn: handle,

@@ -24,10 +24,14 @@ use crate::{Request, Settings, Stream, StreamSink, StreamSource};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A verified peer, made the only way there is: by a handshake.
-static PEER: LazyLock<Peer> = LazyLock::new(|| {
+/// The peer of most tests.
+static PEER: LazyLock<Peer> = LazyLock::new(|| verified(DAY));
+
+/// A verified peer, made the only way there is: by a handshake. Not inside a runtime: it makes one of
+/// its own.
+fn verified(lifetime: Duration) -> Peer {
     let root = Root::generate("mesh", SystemTime::now(), 365 * DAY).unwrap();
-    let svid = svid(&root, "spiffe://cluster.local/ns/shop/sa/web");
+    let svid = svid(&root, "spiffe://cluster.local/ns/shop/sa/web", lifetime);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -42,21 +46,16 @@ static PEER: LazyLock<Peer> = LazyLock::new(|| {
         client.unwrap();
         server.unwrap().1
     })
-});
+}
 
-fn svid(root: &Root, text: &str) -> Arc<Svid> {
+fn svid(root: &Root, text: &str, lifetime: Duration) -> Arc<Svid> {
     let identity: Identity = text.parse().unwrap();
     let asked = KeyAndCsr::generate(&identity).unwrap();
     let request = Signing::from_pem(&asked.csr_pem).unwrap();
     let chain = root
-        .issue(&request, &identity, SystemTime::now(), DAY)
+        .issue(&request, &identity, SystemTime::now(), lifetime)
         .unwrap();
     Svid::from_chain(&asked.key, &chain).unwrap()
-}
-
-fn peer() -> Peer {
-    // Not inside a runtime: it makes one of its own.
-    PEER.clone()
 }
 
 /// Runs one test on one thread with real time.
@@ -70,7 +69,7 @@ fn paused<F: Future>(test: impl FnOnce(Peer) -> F) -> F::Output {
 }
 
 fn run<F: Future>(paused: bool, test: impl FnOnce(Peer) -> F) -> F::Output {
-    let peer = peer();
+    let peer = PEER.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(paused)

@@ -51,8 +51,7 @@ impl Peer {
         &self.serial
     }
 
-    /// When its certificate expires. A live connection must not outlive this by much: the owner of
-    /// the connection re-checks it.
+    /// When its certificate expires. A connection may outlive this; nothing new is admitted on it then.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after

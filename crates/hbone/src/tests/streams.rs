@@ -7,7 +7,9 @@ use ambit_relay::Sink;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{accept_all, close, ends, live, paused, peer, read, read_to_end, request, write};
+use super::{
+    PEER, accept_all, close, ends, live, paused, read, read_to_end, request, verified, write,
+};
 use crate::client::handshake;
 use crate::server::serve;
 use crate::{OpenError, Settings, StreamIo, TunnelError};
@@ -244,6 +246,36 @@ fn draining_refuses_new_streams_and_lets_old_ones_end() {
 }
 
 #[test]
+fn an_expired_certificate_ends_no_stream_and_admits_no_new_one_at_either_end() {
+    let soon = Duration::from_secs(600);
+    let brief = verified(soon);
+    for (at_client, at_server) in [(true, false), (false, true)] {
+        paused(async |peer| {
+            let of = |expires: bool| if expires { &brief } else { &peer }.clone();
+            let (near, far) = tokio::io::duplex(16 * 1024);
+            let settings = Settings::default();
+            let (tunnel, driver) = handshake(near, of(at_client), &settings).await.unwrap();
+            tokio::task::spawn_local(driver);
+            let never = std::future::pending();
+            let incoming = serve(far, of(at_server), &settings, never).await.unwrap();
+            let mut streams = accept_all(incoming);
+            let (_near_in, mut near_out) = tunnel.open(request()).await.unwrap().stream.split();
+            let (mut far_in, _far_out) = streams.recv().await.unwrap().split();
+            tokio::time::sleep(soon / 2).await;
+            assert!(tunnel.is_ready(), "not yet");
+            tokio::time::sleep(soon).await;
+            assert!(!tunnel.is_ready(), "client {at_client}, server {at_server}");
+            write(&mut near_out, "still here").await.unwrap();
+            assert_eq!(read(&mut far_in).await.unwrap().unwrap(), "still here");
+            if at_server {
+                let refused = tunnel.open(request()).await.unwrap_err();
+                assert!(refused.is_safe_to_retry(), "{refused:?}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_hundred_streams_at_once() {
     live(async |peer| {
         let (tunnel, incoming) = ends(&peer, &Settings::default(), 64 * 1024).await;
@@ -476,7 +508,7 @@ fn a_stream_serves_as_an_ordinary_byte_stream() {
 
 #[test]
 fn the_verified_peer_is_known_at_both_ends() {
-    let expected = peer();
+    let expected = PEER.clone();
     live(async |peer| {
         let (tunnel, mut incoming) = ends(&peer, &Settings::default(), 16 * 1024).await;
         assert_eq!(tunnel.peer(), &expected);
