@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ambit_runtime::program::Program;
 use ambit_waypoint::app;
 use ambit_waypoint::config::env;
 use tikv_jemallocator::Jemalloc;
@@ -33,64 +34,12 @@ A value that is wrong is refused by name. Everything else comes from the control
 Ports: tunnels 15008, admin 15000 (localhost), metrics 15020, readiness 15021.
 ";
 
+const PROGRAM: Program = Program {
+    name: "waypoint",
+    version: env!("CARGO_PKG_VERSION"),
+    help: HELP,
+};
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.first().map(String::as_str) {
-        None => proxy(&[]),
-        Some("proxy") => proxy(arguments.get(1..).unwrap_or_default()),
-        Some("version" | "--version" | "-V") => {
-            say(&format!("waypoint {}\n", env!("CARGO_PKG_VERSION")));
-            ExitCode::SUCCESS
-        }
-        Some("help" | "--help" | "-h") => {
-            say(HELP);
-            ExitCode::SUCCESS
-        }
-        Some(other) => {
-            complain(&format!("unknown command `{other}`; try `waypoint help`"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn proxy(arguments: &[String]) -> ExitCode {
-    let settings = match env::from_process(arguments) {
-        Ok(settings) => settings,
-        Err(problems) => {
-            for problem in problems {
-                complain(&problem.to_string());
-            }
-            return ExitCode::FAILURE;
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ran = match runtime {
-        Ok(runtime) => runtime.block_on(Box::pin(app::run(settings))),
-        Err(error) => Err(error.into()),
-    };
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[expect(
-    clippy::print_stdout,
-    reason = "the answer to a question on the command line"
-)]
-fn say(text: &str) {
-    print!("{text}");
-}
-
-#[expect(
-    clippy::print_stderr,
-    reason = "logging is not set up, or is the problem"
-)]
-fn complain(text: &str) {
-    eprintln!("waypoint: {text}");
+    PROGRAM.main(env::from_process, app::run)
 }

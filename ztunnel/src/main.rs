@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ambit_runtime::program::Program;
 use ambit_ztunnel::app;
 use ambit_ztunnel::config::env;
 use tikv_jemallocator::Jemalloc;
@@ -31,63 +32,12 @@ Settings come from the environment, with Istio's names:
 Ports: admin 15000 (localhost), metrics 15020, readiness 15021; in each pod 15001, 15006, 15008.
 ";
 
+const PROGRAM: Program = Program {
+    name: "ztunnel",
+    version: env!("CARGO_PKG_VERSION"),
+    help: HELP,
+};
+
 fn main() -> ExitCode {
-    let first = std::env::args().nth(1);
-    match first.as_deref() {
-        None | Some("proxy") => proxy(),
-        Some("version" | "--version" | "-V") => {
-            say(&format!("ztunnel {}\n", env!("CARGO_PKG_VERSION")));
-            ExitCode::SUCCESS
-        }
-        Some("help" | "--help" | "-h") => {
-            say(HELP);
-            ExitCode::SUCCESS
-        }
-        Some(other) => {
-            complain(&format!("unknown command `{other}`; try `ztunnel help`"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn proxy() -> ExitCode {
-    let settings = match env::from_process() {
-        Ok(settings) => settings,
-        Err(problems) => {
-            for problem in problems {
-                complain(&problem.to_string());
-            }
-            return ExitCode::FAILURE;
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let ran = match runtime {
-        Ok(runtime) => runtime.block_on(Box::pin(app::run(settings))),
-        Err(error) => Err(error.into()),
-    };
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[expect(
-    clippy::print_stdout,
-    reason = "the answer to a question on the command line"
-)]
-fn say(text: &str) {
-    print!("{text}");
-}
-
-#[expect(
-    clippy::print_stderr,
-    reason = "logging is not set up, or is the problem"
-)]
-fn complain(text: &str) {
-    eprintln!("ztunnel: {text}");
+    PROGRAM.main(|_ignored: &[String]| env::from_process(), app::run)
 }

@@ -23,6 +23,7 @@ pub mod accept;
 pub mod backoff;
 pub mod clock;
 pub mod drain;
+pub mod program;
 pub mod ready;
 pub mod signal;
 pub mod tasks;
