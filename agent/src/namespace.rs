@@ -19,7 +19,9 @@ use crate::redirect;
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     /// Configuration: nothing names the namespace.
-    #[error("the pod has no annotation {annotation}")]
+    #[error(
+        "the pod has no annotation {annotation} to name its network namespace, and stays outside the mesh"
+    )]
     NotNamed {
         /// The annotation that names it.
         annotation: &'static str,

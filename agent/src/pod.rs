@@ -102,6 +102,7 @@ pub fn start(
         facts: Facts::default(),
         netns: None,
         drift: None,
+        complaint: None,
         backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
     };
     tokio::spawn(pod.run(looked))
@@ -115,6 +116,8 @@ struct Pod {
     facts: Facts,
     netns: Option<Arc<PodNetns>>,
     drift: Option<Drift>,
+    /// The error that was last written to the log.
+    complaint: Option<String>,
     backoff: Backoff,
 }
 
@@ -228,6 +231,7 @@ impl Pod {
             return;
         }
         self.backoff.reset();
+        self.complaint = None;
         self.facts = self.facts.after(step);
         // From now on the pod is known to run; if it goes and comes again its connections must not fail.
         if step == Step::Remove {
@@ -239,10 +243,15 @@ impl Pod {
 
     async fn failed(&mut self, step: Step, error: &StepError) {
         let wait = self.backoff.next(fastrand::u64(..));
-        tracing::warn!(pod = %self.wish.name, ?step, %error, ?wait, "failed, will try again");
-        self.shared
-            .reports
-            .failed(&self.wish.uid, &error.to_string());
+        let text = error.to_string();
+        self.shared.reports.failed(&self.wish.uid, &text);
+        // Some errors stay until a person mends their cause: said once, not with every try.
+        if self.complaint.as_ref() == Some(&text) {
+            tracing::debug!(pod = %self.wish.name, ?step, %error, ?wait, "failed again");
+        } else {
+            tracing::warn!(pod = %self.wish.name, ?step, %error, "failed, and is tried until it works");
+            self.complaint = Some(text);
+        }
         if self.wish.want == Want::In && self.facts.announced == Announced::Nothing {
             // Only says that the agent is at it; nobody acts on it.
             match self.announce("pending") {

@@ -101,6 +101,11 @@ impl Reports {
             |report| report.state == Phase::Enrolled,
         );
         gauge(
+            "nodeagent_pods_without_namespace",
+            "Pods of this node that are to be in the mesh and name no network namespace.",
+            |report| report.wanted && report.netns_path.is_none(),
+        );
+        gauge(
             "nodeagent_pods_failing",
             "Pods of this node whose last step failed.",
             |report| report.last_error.is_some(),

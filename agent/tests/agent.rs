@@ -237,6 +237,29 @@ fn a_namespace_that_is_not_the_pods_own_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_pod_that_names_no_namespace_is_complained_of_once_and_counted_until_it_does() {
+    let (pair, mut node) = running("unnamed");
+    node.write_pod(&pair, "", &["10.99.0.1"]);
+    node.label_only(Some("ambient"));
+    node.start_agent();
+    node.start_proxy();
+    let reason = "no annotation ambit.io/netns";
+    eventually("reported", || node.debug().contains(reason));
+    eventually("tried several times", || {
+        node.metric("nodeagent_reconcile_failures_total") >= 4.0
+    });
+    let lines = || node.log().matches(reason).count();
+    eventually("logged", || lines() > 0);
+    assert_eq!(lines(), 1, "{}", node.log());
+    assert!((node.metric("nodeagent_pods_without_namespace") - 1.0).abs() < f64::EPSILON);
+    node.write_pod(&pair, &pair.pod_path(), &["10.99.0.1"]);
+    eventually("enrolled once it is named", || {
+        node.status().contains("enabled")
+    });
+    assert!(node.metric("nodeagent_pods_without_namespace").abs() < f64::EPSILON);
+}
+
+#[test]
 fn unenrol_removes_what_is_left_without_a_running_agent() {
     let (pair, mut node) = running("unenrol");
     node.label(&pair, Some("ambient"));

@@ -62,14 +62,19 @@ impl Node {
         self.folder.path().join("zds.sock")
     }
 
+    /// Without a namespace when `netns` is empty.
     pub(crate) fn write_pod(&self, _pair: &Pair, netns: &str, addresses: &[&str]) {
+        let annotation = if netns.is_empty() {
+            String::new()
+        } else {
+            format!("\n  annotations:\n    ambit.io/netns: {netns}")
+        };
         let addresses: Vec<_> = addresses
             .iter()
             .map(|ip| format!("{{ip: \"{ip}\"}}"))
             .collect();
         let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  uid: {}\n  annotations:\n    \
-             ambit.io/netns: {netns}\nspec:\n  nodeName: {}\n  serviceAccountName: web\n  containers: [{{name: c}}]\n\
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  uid: {}{annotation}\nspec:\n  nodeName: {}\n  serviceAccountName: web\n  containers: [{{name: c}}]\n\
              status:\n  phase: Running\n  podIPs: [{}]\n",
             self.name,
             self.name,
@@ -116,7 +121,7 @@ impl Node {
             .arg(self.manifests())
             .arg("--zds-socket")
             .arg(self.socket())
-            .stdout(Stdio::inherit())
+            .stdout(Stdio::from(self.log_file()))
             .spawn()
             .unwrap();
         self.agent = Some(child);
@@ -124,6 +129,17 @@ impl Node {
             self.get("/healthz/ready").contains("ready\n")
         });
         assert!(!self.get("/healthz/ready").contains("not ready"));
+    }
+
+    fn log_file(&self) -> fs::File {
+        let path = self.folder.path().join("agent.log");
+        let mut options = fs::OpenOptions::new();
+        options.create(true).append(true).open(path).unwrap()
+    }
+
+    /// What the agents wrote.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("agent.log")).unwrap()
     }
 
     /// With SIGKILL.
@@ -199,6 +215,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         if self.agent.is_some() {
             self.kill_agent();
+        }
+        if std::thread::panicking() {
+            drop(std::io::stderr().write_all(self.log().as_bytes()));
         }
     }
 }

@@ -53,6 +53,18 @@ fn an_enrolled_pod_is_explained_from_the_label_to_the_certificate() {
 }
 
 #[test]
+fn a_wanted_pod_that_names_no_namespace_is_said_to_be_outside() {
+    let mut pod = enrolled();
+    pod["netnsPath"] = Value::Null;
+    pod["netns"] = Value::Null;
+    let line = "namespace      not named: without the annotation ambit.io/netns the pod stays outside the mesh";
+    let said = |pod: &Value| text(&gather("shop", "web", &dump(), agent(pod), None, None).unwrap());
+    assert!(said(&pod).contains(line), "{}", said(&pod));
+    pod["wanted"] = json!(false);
+    assert!(!said(&pod).contains(line), "{}", said(&pod));
+}
+
+#[test]
 fn what_keeps_a_pod_out_is_said() {
     let mut pod = enrolled();
     pod["wanted"] = json!(false);

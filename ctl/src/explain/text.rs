@@ -59,6 +59,11 @@ fn enrolment(lines: &mut Lines, enrolment: &Enrolment) {
                     .map(|id| format!(" ({id})"))
                     .unwrap_or_default();
                 lines.line("namespace", &format!("{path}{id}"));
+            } else if pod.wanted {
+                lines.line(
+                    "namespace",
+                    "not named: without the annotation ambit.io/netns the pod stays outside the mesh",
+                );
             }
             if let Some(error) = &pod.last_error {
                 lines.line("last error", error);
