@@ -145,6 +145,15 @@ impl Reading<'_> {
             return;
         }
         let key = name.map(|name| Key { kind, name });
+        if let Some((part, text)) = key.as_ref().and_then(|key| invalid_part(&key.name)) {
+            let path = ["metadata", part].map(|key| Step::Key(key.to_owned()));
+            let message = format!("{text:?} is not a Kubernetes name");
+            let line = at(root.line_of(&path));
+            self.problem(Severity::Error, line, display_path(&path), message);
+            // It may be one of the file's objects, misspelt.
+            self.parsed.unidentified = true;
+            return;
+        }
         match kind.read(root.to_json()) {
             Ok(object) => {
                 self.unknown_fields(first_line, root, &object);
@@ -267,6 +276,24 @@ fn name_of(kind: Kind, root: &Located) -> Option<Name> {
         None
     };
     Some(Name::new(namespace.unwrap_or_default(), name))
+}
+
+/// The part of a name that Kubernetes would not take (RFC 1123 labels, dots between them). Names are
+/// put together with slashes further on, so one that holds a slash could pass for another.
+fn invalid_part(name: &Name) -> Option<(&'static str, &str)> {
+    /// Longest name of an object in Kubernetes.
+    const MAX_NAME: usize = 253;
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let dash_at_end = label.starts_with('-') || label.ends_with('-');
+        !label.is_empty() && !dash_at_end && label.bytes().all(inner)
+    };
+    let valid = |text: &str| text.len() <= MAX_NAME && text.split('.').all(label);
+    if !valid(&name.name) {
+        return Some(("name", &name.name));
+    }
+    let namespace = name.namespace.as_str();
+    (!namespace.is_empty() && !label(namespace)).then_some(("namespace", namespace))
 }
 
 /// Kind and name of a document that is not YAML, read line by line.

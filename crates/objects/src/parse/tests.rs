@@ -127,6 +127,29 @@ fn names_file_line_and_field_of_each_mistake() {
 }
 
 #[test]
+fn a_name_that_kubernetes_would_not_take_is_refused() {
+    let table = [
+        ("a/b", "shop", "metadata.name"),
+        ("A", "shop", "metadata.name"),
+        ("-a", "shop", "metadata.name"),
+        ("a..b", "shop", "metadata.name"),
+        ("istio_converted_static_strict", "shop", "metadata.name"),
+        ("a", "shop.b", "metadata.namespace"),
+        ("a", "..", "metadata.namespace"),
+    ];
+    for (name, namespace, field) in table {
+        let parsed = read(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: \"{name}\", namespace: \"{namespace}\"}}\n"
+        ));
+        assert_eq!(parsed.objects, [], "{namespace}/{name}");
+        assert_eq!(parsed.problems[0].field, field, "{namespace}/{name}");
+        assert!(parsed.unidentified, "it may be one of the file's, misspelt");
+    }
+    let good = "apiVersion: v1\nkind: Pod\nmetadata: {name: a.b-1, namespace: \"1-a\"}\n";
+    assert_eq!(told(&read(good)), Vec::<String>::new());
+}
+
+#[test]
 fn warns_of_fields_that_have_no_effect() {
     let parsed = read(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: b}\nspec:\n  rules:\n  - from:\n    - source:\n        principal: [x]\n",
