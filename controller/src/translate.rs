@@ -94,4 +94,6 @@ pub(crate) fn waypoint_address(mesh: &Mesh, waypoint: &Waypoint) -> GatewayAddre
 }
 
 #[cfg(test)]
-mod tests;
+mod properties;
+#[cfg(test)]
+pub(crate) mod tests;
