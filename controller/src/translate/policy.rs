@@ -48,7 +48,7 @@ impl Policies {
                 name: name.clone(),
             };
             // Attached ones are the waypoint's alone.
-            if policy.spec.target_ref.is_some() || policy.spec.target_refs.is_some() {
+            if is_attached(&policy.spec) {
                 continue;
             }
             let action = match policy.spec.action.unwrap_or_default() {
@@ -120,6 +120,15 @@ impl Policies {
             .map(|entry| entry.name.to_string())
             .collect()
     }
+}
+
+/// Whether a policy is for waypoints. An empty list says as little as none.
+pub(crate) fn is_attached(spec: &AuthorizationPolicySpec) -> bool {
+    spec.target_ref.is_some()
+        || spec
+            .target_refs
+            .as_ref()
+            .is_some_and(|targets| !targets.is_empty())
 }
 
 /// What a policy is attached to.

@@ -22,7 +22,7 @@ use super::served::{Served, Service};
 use crate::cluster::waypoint::WAYPOINT_CLASS;
 use crate::cluster::{Binding, Cluster, annotation};
 use crate::finding::Findings;
-use crate::translate::policy::{DRY_RUN, Target, is_foreign, targets};
+use crate::translate::policy::{DRY_RUN, Target, is_attached, is_foreign, targets};
 
 mod matching;
 
@@ -60,7 +60,7 @@ pub(super) fn check_targets(cluster: &Cluster, findings: &mut Findings) {
             );
             findings.error(&key, "spec.targetRefs", message);
         }
-        if spec.selector.is_some() && (spec.target_ref.is_some() || spec.target_refs.is_some()) {
+        if spec.selector.is_some() && is_attached(spec) {
             let message = "has no effect: the policy is attached by targetRefs";
             findings.error(&key, "spec.selector", message);
         }

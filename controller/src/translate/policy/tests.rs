@@ -240,6 +240,13 @@ fn what_cannot_be_enforced_is_not_sent_and_is_told() {
     );
 }
 
+#[test]
+fn an_empty_list_of_targets_leaves_a_policy_with_the_node_proxies() {
+    let (policy, told) = shop("{targetRefs: [], action: DENY, rules: [{}]}");
+    assert_eq!(rules(&policy.unwrap()), [""]);
+    assert_eq!(told, Vec::<String>::new());
+}
+
 const PODS: &str = "
 apiVersion: v1
 kind: Pod
