@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use ambit_objects::kinds::security::{
-    Action, AuthorizationPolicySpec, PolicyRule, Selector, TargetRef,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, PolicyRule, Selector, TargetRef,
 };
 use ambit_objects::{Key, Kind, Name};
 use ambit_proto::istio::security::{
@@ -20,9 +20,11 @@ use crate::cluster::{Cluster, annotation, labels, selects};
 use crate::finding::Findings;
 
 mod fields;
+pub(crate) mod understood;
 
 use fields::{Fields, Part};
 pub(crate) use fields::{ip_block, port_number};
+use understood::Understood;
 
 /// Annotation that makes a policy log only.
 pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
@@ -81,7 +83,7 @@ impl Policies {
                 key: &key,
                 findings,
             };
-            let rules = compiler.rules(policy.spec.rules.as_deref().unwrap_or_default());
+            let rules = compiler.rules(policy);
             entries.push(Entry {
                 name: name.clone(),
                 selector,
@@ -182,17 +184,22 @@ enum Combined {
 }
 
 impl Compiler<'_> {
-    fn rules(&mut self, rules: &[PolicyRule]) -> Vec<Rule> {
-        rules
+    fn rules(&mut self, policy: &AuthorizationPolicy) -> Vec<Rule> {
+        understood::rules(policy, self.deny, self.key, self.findings)
             .iter()
-            .enumerate()
-            .filter_map(|(index, rule)| self.rule(&format!("spec.rules[{index}]"), rule))
+            .filter_map(|understood| self.rule(understood))
             .collect()
     }
 
-    fn rule(&mut self, path: &str, rule: &PolicyRule) -> Option<Rule> {
+    fn rule(&mut self, understood: &Understood<'_>) -> Option<Rule> {
         let namespace = self.key.name.namespace.clone();
+        let path = format!("spec.rules[{}]", understood.index);
+        let rule: &PolicyRule = &understood.rule;
         let mut combined = Vec::new();
+        if !understood.whole {
+            // What was not understood may have been what a node proxy could check.
+            combined.push(Combined::Always);
+        }
         if let Some(from) = non_empty(rule.from.as_deref()) {
             let parts = from.iter().enumerate().map(|(index, from)| {
                 let path = format!("{path}.from[{index}].source");
@@ -217,7 +224,7 @@ impl Compiler<'_> {
                 .condition(condition);
             combined.push(self.combine(vec![part]));
         }
-        self.conclude(path, combined)
+        self.conclude(&path, combined)
     }
 
     fn conclude(&mut self, path: &str, combined: Vec<Combined>) -> Option<Rule> {

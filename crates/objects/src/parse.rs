@@ -3,6 +3,7 @@
 //! Documents are cut apart before they are parsed, so a broken one costs its neighbours nothing.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -155,8 +156,12 @@ impl Reading<'_> {
             return;
         }
         match kind.read(root.to_json()) {
-            Ok(object) => {
-                self.unknown_fields(first_line, root, &object);
+            Ok(mut object) => {
+                let unknown = self.unknown_fields(first_line, root, &object);
+                if let Object::AuthorizationPolicy(policy) = &mut object {
+                    let of_spec = unknown.into_iter().filter(|path| path.starts_with("spec."));
+                    Arc::make_mut(policy).unknown = of_spec.collect();
+                }
                 self.parsed.objects.push(Found {
                     object,
                     line: at(root.line),
@@ -199,19 +204,29 @@ impl Reading<'_> {
         found
     }
 
-    /// Warns of every field of the document that its type does not have.
-    fn unknown_fields(&mut self, first_line: usize, root: &Located, object: &Object) {
+    /// Warns of every field of the document that its type does not have, and returns their paths.
+    fn unknown_fields(
+        &mut self,
+        first_line: usize,
+        root: &Located,
+        object: &Object,
+    ) -> Vec<String> {
         let mut unknown = Vec::new();
         let known = object.to_json();
         collect_unknown(root, &known, &mut Vec::new(), &mut unknown);
-        for (path, line) in unknown {
+        let effect = match object {
+            Object::AuthorizationPolicy(_) => "the policy is read in its strictest sense",
+            _ => "it has no effect",
+        };
+        for (path, line) in &unknown {
             self.problem(
                 Severity::Warning,
                 line + first_line - 1,
-                path,
-                format!("unknown field of {}; it has no effect", object.kind()),
+                path.clone(),
+                format!("unknown field of {}; {effect}", object.kind()),
             );
         }
+        unknown.into_iter().map(|(path, _)| path).collect()
     }
 }
 

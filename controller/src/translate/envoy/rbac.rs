@@ -22,7 +22,7 @@ use super::served::{Served, Service};
 use crate::cluster::waypoint::WAYPOINT_CLASS;
 use crate::cluster::{Binding, Cluster, annotation};
 use crate::finding::Findings;
-use crate::translate::policy::{DRY_RUN, Target, is_attached, is_foreign, targets};
+use crate::translate::policy::{DRY_RUN, Target, is_attached, is_foreign, targets, understood};
 
 mod matching;
 
@@ -260,7 +260,7 @@ fn compile(
         findings.error(&key, "spec.action", message);
     }
     let deny = wire_action(policy) == rbac::Action::Deny;
-    let rules = policy.spec.rules.as_deref().unwrap_or_default();
+    let rules = understood::rules(policy, deny, &key, findings);
     let both = [true, false].map(|http| {
         let mut untold = Findings::default();
         let findings = if http || tcp {
@@ -269,11 +269,11 @@ fn compile(
             &mut untold
         };
         let mut compiled = Vec::new();
-        for (index, rule) in rules.iter().enumerate() {
-            let path = format!("spec.rules[{index}]");
-            let matched = Rules::new(deny, http, &key, findings).policy(&path, rule);
+        for understood in &rules {
+            let path = format!("spec.rules[{}]", understood.index);
+            let matched = Rules::new(deny, http, &key, findings).policy(&path, &understood.rule);
             if let Some(matched) = matched {
-                compiled.push((id(name, action, index), matched));
+                compiled.push((id(name, action, understood.index), matched));
             }
         }
         if compiled.is_empty() {
@@ -316,3 +316,6 @@ fn never() -> Policy {
         ..Policy::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

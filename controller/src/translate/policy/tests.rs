@@ -24,7 +24,7 @@ fn shop(spec: &str) -> (Option<Authorization>, Vec<String>) {
 }
 
 /// Short form of a policy's rules: clauses by `&`, matches by `|`.
-fn rules(policy: &Authorization) -> Vec<String> {
+pub(in crate::translate::policy) fn rules(policy: &Authorization) -> Vec<String> {
     let clause = |matches: &[Match]| matches.iter().map(fields).collect::<Vec<_>>().join(" | ");
     policy
         .rules

@@ -17,6 +17,10 @@ pub struct AuthorizationPolicy {
     pub spec: AuthorizationPolicySpec,
     /// What is known about it.
     pub status: Option<Value>,
+    /// Paths of the fields of `spec` that this program does not know, such as
+    /// `spec.rules[0].when[0].value`. A policy must not become weaker by what was not understood.
+    #[serde(skip)]
+    pub unknown: Vec<String>,
 }
 
 /// What a policy asks for.

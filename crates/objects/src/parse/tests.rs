@@ -158,7 +158,7 @@ fn warns_of_fields_that_have_no_effect() {
     assert_eq!(
         told(&parsed),
         [
-            "shop.yaml:8: spec.rules[0].from[0].source.principal: unknown field of AuthorizationPolicy; it has no effect"
+            "shop.yaml:8: spec.rules[0].from[0].source.principal: unknown field of AuthorizationPolicy; the policy is read in its strictest sense"
         ]
     );
     assert_eq!(parsed.problems[0].severity, Severity::Warning);
