@@ -198,6 +198,12 @@ impl Session {
             type_url: type_url.to_owned(),
             ..DeltaDiscoveryResponse::default()
         };
+        if !always {
+            // Who asks again, by whatever name, wants it again.
+            for (name, _) in asked.iter().filter_map(|name| find(table, name)) {
+                subscription.sent.remove(name);
+            }
+        }
         if half != Half::Gone {
             response.resources = subscription.lacking(type_url, table);
         }
@@ -243,11 +249,13 @@ impl Subscription {
             }
         }
         for name in &request.resource_names_unsubscribe {
-            if name == WILDCARD {
-                self.wildcard = false;
-            }
             self.names.remove(name);
             self.sent.remove(name);
+            if name == WILDCARD {
+                // The client drops what it did not ask for by name.
+                self.wildcard = false;
+                self.sent.retain(|name, _| self.names.contains(name));
+            }
         }
         if self.names.len() > MAX_NAMES || self.sent.len() > MAX_NAMES {
             return Err(Misbehaved::Names);

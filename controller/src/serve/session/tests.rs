@@ -277,6 +277,48 @@ fn named_resources_are_found_by_name_and_by_address() {
 }
 
 #[test]
+fn who_asks_again_by_address_gets_it_again() {
+    let published = publish(SHOP);
+    let mut session = node();
+    let asked = || subscribe(ADDRESS, &["/10.96.0.2"]);
+    for time in ["first", "second"] {
+        let answer = only(session.request(&published, asked()).unwrap());
+        assert_eq!(
+            names(&answer),
+            ["shop/cart.shop.svc.cluster.local"],
+            "{time}"
+        );
+    }
+    assert_eq!(session.publish(&published), []);
+}
+
+#[test]
+fn who_wants_everything_again_after_it_did_not_gets_everything_again() {
+    let published = publish(SHOP);
+    let mut session = node();
+    let all = only(
+        session
+            .request(&published, subscribe(ADDRESS, &["*"]))
+            .unwrap(),
+    );
+    let no_more = DeltaDiscoveryRequest {
+        resource_names_unsubscribe: vec!["*".to_owned()],
+        ..subscribe(ADDRESS, &[])
+    };
+    assert_eq!(
+        session.request(&published, no_more).unwrap(),
+        Reaction::default()
+    );
+    assert_eq!(session.publish(&publish("")), [], "it holds nothing");
+    let again = only(
+        session
+            .request(&published, subscribe(ADDRESS, &["*"]))
+            .unwrap(),
+    );
+    assert_eq!(names(&again), names(&all));
+}
+
+#[test]
 fn a_client_sees_nothing_of_other_views() {
     let published = publish(SHOP);
     for type_url in [LISTENER, CLUSTER, ENDPOINT] {
