@@ -18,7 +18,7 @@ use ambit_tls::{Limits, ServerStream, TlsError, grpc};
 use arc_swap::ArcSwap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
@@ -33,6 +33,20 @@ const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Handshakes at once. A handshake is a signature, so this bounds what strangers can cost.
 const HANDSHAKES: usize = 64;
+
+/// Connections at once, also of strangers. A node proxy has two, and clusters end at about 5,000
+/// nodes; the rest is for waypoints. One more is closed and tries again.
+const CONNECTIONS: usize = 16_384;
+
+/// Calls at once on one connection: a node proxy asks for the certificates of all its pods at once,
+/// and Kubernetes puts about 110 on a node.
+const CALLS: u32 = 256;
+
+/// Time for a certificate call, the arrival of its request included.
+const CALL: Duration = Duration::from_secs(30);
+
+/// Largest certificate request. It is read before its sender is known; a request is about 1 KiB.
+const MAX_CSR: usize = 64 << 10;
 
 /// Connections that wait for the server to take them.
 const ACCEPTED: usize = 64;
@@ -113,8 +127,12 @@ pub async fn run(
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_WAIT))
+        .max_concurrent_streams(Some(CALLS))
+        .timeout(CALL)
         .add_service(discovery)
-        .add_service(IstioCertificateServiceServer::new(authority));
+        .add_service(
+            IstioCertificateServiceServer::new(authority).max_decoding_message_size(MAX_CSR),
+        );
     let end = draining.clone();
     let serving = tasks::spawn("grpc server", async move {
         let incoming = ReceiverStream::new(incoming);
@@ -123,15 +141,26 @@ pub async fn run(
             .await
     });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
     accept_loop(listener, &draining, |socket: TcpStream, peer| {
         let (accepted, handshakes) = (accepted.clone(), Arc::clone(&handshakes));
+        let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
+            tracing::debug!(%peer, "too many connections; this one is closed");
+            return;
+        };
         let tls = identity.current.load_full();
         tasks::spawn("handshake", async move {
             let Ok(_permit) = handshakes.acquire().await else {
                 return;
             };
             match tls.accept(socket, Limits::default()).await {
-                Ok(stream) => drop(accepted.send(Ok::<_, io::Error>(Plain(stream))).await),
+                Ok(stream) => {
+                    let plain = Plain {
+                        stream,
+                        _place: place,
+                    };
+                    drop(accepted.send(Ok::<_, io::Error>(plain)).await);
+                }
                 Err(error) => tracing::debug!(%peer, %error, "handshake failed"),
             }
         });
@@ -145,7 +174,11 @@ pub async fn run(
 }
 
 /// A decrypted connection as tonic wants it.
-struct Plain(ServerStream<TcpStream>);
+struct Plain {
+    stream: ServerStream<TcpStream>,
+    /// Its place among all connections.
+    _place: OwnedSemaphorePermit,
+}
 
 impl Connected for Plain {
     type ConnectInfo = ();
@@ -159,7 +192,7 @@ impl AsyncRead for Plain {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -169,14 +202,14 @@ impl AsyncWrite for Plain {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
