@@ -320,27 +320,16 @@ fn inbound(options: &Options) -> Vec<Rule> {
 fn outbound(options: &Options) -> Vec<Rule> {
     let mut rules = Vec::new();
     if options.dns {
-        let mut when = vec![
-            Match::ToLoopback(false),
-            Match::Udp,
-            Match::ToPort(53),
-            Match::ProxyMark(false),
-        ];
-        when.extend(family(options));
-        rules.push(rule(Chain::Out, when, Action::Redirect(DNS_PORT), "DNS"));
-        let mut when = vec![
-            Match::ToLoopback(false),
-            Match::OpensTcp,
-            Match::ToPort(53),
-            Match::ProxyMark(false),
-        ];
-        when.extend(family(options));
-        rules.push(rule(
-            Chain::Out,
-            when,
-            Action::Redirect(DNS_PORT),
-            "DNS over TCP",
-        ));
+        for (transport, name) in [(Match::Udp, "DNS"), (Match::OpensTcp, "DNS over TCP")] {
+            let mut when = vec![
+                Match::ToLoopback(false),
+                transport,
+                Match::ToPort(53),
+                Match::ProxyMark(false),
+            ];
+            when.extend(family(options));
+            rules.push(rule(Chain::Out, when, Action::Redirect(DNS_PORT), name));
+        }
     }
     let mut when = vec![
         Match::ToLoopback(false),
