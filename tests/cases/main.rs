@@ -2,6 +2,7 @@
 
 mod badinput;
 mod bytes;
+mod contract;
 mod enrolment;
 mod failure;
 mod mesh;

@@ -36,6 +36,7 @@ const CONTROLLER_ADMIN: u16 = 15014;
 mod look;
 mod shared;
 mod start;
+pub mod told;
 mod wait;
 
 pub use shared::{Held, Shared, started};

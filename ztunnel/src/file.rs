@@ -9,14 +9,21 @@ use std::net::IpAddr;
 use ambit_model::Text;
 use ambit_model::address::{GatewayAddress, GatewayDestination, Vip};
 use ambit_model::identity::Identity;
-use ambit_model::policy::{
-    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccount, StringMatch, Value,
+use ambit_model::policy::PolicyKey;
+use ambit_model::service::{
+    IpFamilies, LoadBalancing, Port, Service, ServiceKey, Visibility, WeightedWaypoint,
 };
-use ambit_model::service::{Port, Service, ServiceKey};
 use ambit_model::update::Change;
-use ambit_model::workload::{DEFAULT_TRUST_DOMAIN, Health, Protocol, Workload};
+use ambit_model::workload::{
+    ApplicationTunnel, DEFAULT_CAPACITY, DEFAULT_CLUSTER, DEFAULT_TRUST_DOMAIN, Health, Locality,
+    NetworkMode, Protocol, Workload,
+};
 use ipnet::IpNet;
 use serde::Deserialize;
+
+mod policy;
+
+use policy::{PolicyText, policy};
 
 /// What is wrong with a file, by place.
 #[derive(Debug, thiserror::Error)]
@@ -46,14 +53,21 @@ struct WorkloadText {
     service_account: String,
     trust_domain: String,
     network: String,
+    network_mode: Option<NetworkMode>,
+    network_gateway: Option<GatewayText>,
     workload_ips: Vec<IpAddr>,
+    hostname: String,
     protocol: Option<Protocol>,
     node: String,
+    cluster_id: String,
+    locality: Locality,
     workload_name: String,
     canonical_name: String,
     canonical_revision: String,
     status: Option<Health>,
+    capacity: Option<u32>,
     waypoint: Option<GatewayText>,
+    application_tunnel: Option<ApplicationTunnel>,
     services: BTreeMap<String, BTreeMap<u16, u16>>,
     authorization_policies: Vec<String>,
 }
@@ -73,66 +87,19 @@ struct ServiceText {
     hostname: String,
     vips: Vec<String>,
     ports: BTreeMap<u16, u16>,
+    subject_alt_names: Vec<Identity>,
     waypoint: Option<GatewayText>,
-}
-
-// Unknown fields of a policy are refused: what is not understood must not be left out of it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct PolicyText {
-    name: String,
-    namespace: String,
-    scope: ScopeText,
-    action: ActionText,
-    #[serde(default)]
-    dry_run: bool,
-    #[serde(default)]
-    rules: Vec<Vec<Vec<MatchText>>>,
+    weighted_waypoints: Vec<WeightedText>,
+    load_balancer: LoadBalancing,
+    ip_families: IpFamilies,
+    canonical: bool,
+    visibility: Visibility,
 }
 
 #[derive(Debug, Deserialize)]
-enum ScopeText {
-    Global,
-    Namespace,
-    WorkloadSelector,
-}
-
-#[derive(Debug, Deserialize)]
-enum ActionText {
-    Allow,
-    Deny,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-struct MatchText {
-    namespaces: Vec<StringText>,
-    not_namespaces: Vec<StringText>,
-    service_accounts: Vec<AccountText>,
-    not_service_accounts: Vec<AccountText>,
-    principals: Vec<StringText>,
-    not_principals: Vec<StringText>,
-    source_ips: Vec<IpNet>,
-    not_source_ips: Vec<IpNet>,
-    destination_ips: Vec<IpNet>,
-    not_destination_ips: Vec<IpNet>,
-    destination_ports: Vec<u16>,
-    not_destination_ports: Vec<u16>,
-}
-
-#[derive(Debug, Deserialize)]
-enum StringText {
-    Exact(String),
-    Prefix(String),
-    Suffix(String),
-    Presence,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AccountText {
-    namespace: String,
-    name: String,
+struct WeightedText {
+    destination: GatewayText,
+    weight: u32,
 }
 
 /// Reads the text of such a file.
@@ -166,6 +133,9 @@ fn workload(text: WorkloadText) -> Result<Workload, FileError> {
         .map_err(|_| FileError::Value("workloads", identity.clone(), "is no identity"))?;
     let mut workload = Workload::new(text.uid.into(), text.name.into(), identity);
     workload.network = text.network.into();
+    workload.network_mode = text.network_mode.unwrap_or(NetworkMode::Standard);
+    workload.network_gateway = text.network_gateway.map(gateway).transpose()?;
+    workload.hostname = text.hostname.into();
     workload.addresses = text
         .workload_ips
         .into_iter()
@@ -173,11 +143,15 @@ fn workload(text: WorkloadText) -> Result<Workload, FileError> {
         .collect();
     workload.protocol = text.protocol.unwrap_or(Protocol::Tcp);
     workload.node = text.node.into();
+    workload.cluster = Text::from(text.cluster_id).or(DEFAULT_CLUSTER);
+    workload.locality = text.locality;
     workload.workload_name = text.workload_name.into();
     workload.canonical_name = text.canonical_name.into();
     workload.canonical_revision = text.canonical_revision.into();
     workload.health = text.status.unwrap_or(Health::Healthy);
+    workload.capacity = text.capacity.unwrap_or(DEFAULT_CAPACITY);
     workload.waypoint = text.waypoint.map(gateway).transpose()?;
+    workload.application_tunnel = text.application_tunnel;
     for (key, mapped) in text.services {
         let parsed = ServiceKey::parse(&key);
         let key = parsed.ok_or(FileError::Value(
@@ -228,82 +202,36 @@ fn service(text: ServiceText) -> Result<Service, FileError> {
     let mut service = Service::new(ServiceKey::new(text.namespace, text.hostname));
     service.name = text.name.into();
     service.ports = ports(text.ports);
+    service.subject_alt_names = text.subject_alt_names;
     service.waypoint = text.waypoint.map(gateway).transpose()?;
-    for vip in text.vips {
-        let parsed = vip.split_once('/').and_then(|(network, address)| {
-            let address = address.parse().ok()?;
-            Some(Vip::single(network.into(), address))
+    for weighted in text.weighted_waypoints {
+        service.weighted_waypoints.push(WeightedWaypoint {
+            destination: gateway(weighted.destination)?,
+            weight: weighted.weight,
         });
-        service
-            .vips
-            .push(parsed.ok_or(FileError::Value("vips", vip, "is not network/address"))?);
+    }
+    service.load_balancing = text.load_balancer;
+    service.ip_families = text.ip_families;
+    service.canonical = text.canonical;
+    service.visibility = text.visibility;
+    for vip in text.vips {
+        let wrong = "is neither network/address nor network/address/length";
+        let parsed = self::vip(&vip).ok_or(FileError::Value("vips", vip, wrong))?;
+        service.vips.push(parsed);
     }
     Ok(service)
 }
 
-fn policy(text: PolicyText) -> Policy {
-    let rules = text.rules.into_iter().map(|clauses| Rule {
-        clauses: clauses
-            .into_iter()
-            .map(|matches| Clause {
-                matches: matches.into_iter().map(matched).collect(),
-            })
-            .collect(),
-    });
-    Policy {
-        key: PolicyKey::new(text.namespace, text.name),
-        scope: match text.scope {
-            ScopeText::Global => Scope::Global,
-            ScopeText::Namespace => Scope::Namespace,
-            ScopeText::WorkloadSelector => Scope::WorkloadSelector,
-        },
-        action: match text.action {
-            ActionText::Allow => Action::Allow,
-            ActionText::Deny => Action::Deny,
-        },
-        dry_run: text.dry_run,
-        rules: rules.collect(),
-        not_understood: Vec::new(),
+fn vip(text: &str) -> Option<Vip> {
+    let (network, address) = text.split_once('/')?;
+    let network = Text::from(network);
+    match address.parse() {
+        Ok(address) => Some(Vip::single(network, address)),
+        Err(_) => address.parse().ok().map(|block: IpNet| Vip {
+            network,
+            block: block.trunc(),
+        }),
     }
-}
-
-fn matched(text: MatchText) -> Match {
-    Match {
-        namespaces: strings(text.namespaces),
-        not_namespaces: strings(text.not_namespaces),
-        service_accounts: accounts(text.service_accounts),
-        not_service_accounts: accounts(text.not_service_accounts),
-        principals: strings(text.principals),
-        not_principals: strings(text.not_principals),
-        source_ips: known(text.source_ips),
-        not_source_ips: known(text.not_source_ips),
-        destination_ips: known(text.destination_ips),
-        not_destination_ips: known(text.not_destination_ips),
-        destination_ports: known(text.destination_ports),
-        not_destination_ports: known(text.not_destination_ports),
-    }
-}
-
-fn known<T>(values: Vec<T>) -> Vec<Value<T>> {
-    values.into_iter().map(Value::Known).collect()
-}
-
-fn strings(texts: Vec<StringText>) -> Vec<Value<StringMatch>> {
-    let value = |text| match text {
-        StringText::Exact(text) => StringMatch::Exact(text.into()),
-        StringText::Prefix(text) => StringMatch::Prefix(text.into()),
-        StringText::Suffix(text) => StringMatch::Suffix(text.into()),
-        StringText::Presence => StringMatch::Presence,
-    };
-    known(texts.into_iter().map(value).collect())
-}
-
-fn accounts(texts: Vec<AccountText>) -> Vec<Value<ServiceAccount>> {
-    let value = |text: AccountText| ServiceAccount {
-        namespace: text.namespace.into(),
-        name: text.name.into(),
-    };
-    known(texts.into_iter().map(value).collect())
 }
 
 #[cfg(test)]
@@ -343,6 +271,38 @@ policies:
             view.service_at("", "10.96.0.1".parse().unwrap(), "shop")
                 .is_some()
         );
+    }
+
+    #[test]
+    fn reads_what_only_other_networks_and_waypoints_have() {
+        let text = r#"
+workloads:
+- uid: c//Pod/shop/far
+  name: far
+  namespace: shop
+  network: far
+  networkGateway: {destination: shop/gateway.shop.svc.cluster.local, hboneMtlsPort: 15009}
+  applicationTunnel: {protocol: PROXY, port: 15088}
+  locality: {region: r}
+services:
+- name: cart
+  namespace: shop
+  hostname: cart.shop.svc.cluster.local
+  vips: ["/10.96.0.1", "far/10.0.0.0/8", "/fd00::/16"]
+  subjectAltNames: [spiffe://cluster.local/ns/shop/sa/cart]
+  weightedWaypoints: [{destination: {destination: /10.0.0.9, hboneMtlsPort: 15008}, weight: 3}]
+  loadBalancer: {mode: Failover, scopes: [Network]}
+  ipFamilies: V4
+"#;
+        let view = update::apply(&View::default(), read(text).unwrap());
+        let far = view.workload("c//Pod/shop/far").unwrap();
+        assert_eq!(far.network_gateway.as_ref().unwrap().hbone_port, 15009);
+        assert_eq!(far.application_tunnel.unwrap().port, Some(15088));
+        let inside = "10.9.9.9".parse().unwrap();
+        let cart = view.service_at("far", inside, "shop").unwrap();
+        assert_eq!(cart.weighted_waypoints.len(), 1);
+        assert_eq!(cart.subject_alt_names.len(), 1);
+        assert!(view.service_at("", inside, "shop").is_none());
     }
 
     #[test]

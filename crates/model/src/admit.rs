@@ -172,7 +172,7 @@ pub fn admit(view: &View, inbound: &Inbound<'_>) -> Result<Admitted, Refusal> {
         source: inbound.peer_address,
         target,
         decided_by: None,
-        header: header(local, inbound, service.map(|service| &**service)),
+        header: header(view, local, inbound, service.map(|service| &**service)),
     };
     admitted.decided_by = permitted(view, local, &admitted.attributes())?.cloned();
     Ok(admitted)
@@ -270,9 +270,10 @@ fn find_target<'v>(
 
 /// The header for an application that asked for one.
 fn header(
+    view: &View,
     local: &Workload,
     inbound: &Inbound<'_>,
-    service: Option<&Service>,
+    named: Option<&Service>,
 ) -> Option<proxy_v2::Header> {
     let Arrival::Tunnel { authority, peer } = inbound.arrival else {
         return None;
@@ -280,17 +281,22 @@ fn header(
     local
         .application_tunnel
         .filter(|tunnel| tunnel.protocol == ApplicationProtocol::Proxy)?;
-    let destination = match authority {
-        Authority::Socket(address) => *address,
+    let (destination, service) = match authority {
+        Authority::Socket(address) => {
+            let service = view.service_at(&local.network, address.ip(), &local.namespace);
+            (*address, service.map(|service| &**service))
+        }
         Authority::Host { port, .. } => {
-            let address = service.and_then(|service| representative(service, &local.network));
-            SocketAddr::new(address.unwrap_or(inbound.connection.ip()), *port)
+            let address = named.and_then(|service| representative(service, &local.network));
+            let address = address.unwrap_or(inbound.connection.ip());
+            (SocketAddr::new(address, *port), named)
         }
     };
     Some(proxy_v2::Header {
         source: inbound.peer_address,
         destination,
         identity: Some(peer.as_str().into()),
+        service: service.map(|service| service.key.hostname.as_str().into()),
     })
 }
 
@@ -308,5 +314,7 @@ fn representative(service: &Service, network: &str) -> Option<IpAddr> {
         .map(|(_, _, address)| address)
 }
 
+#[cfg(test)]
+mod contract;
 #[cfg(test)]
 mod tests;

@@ -153,7 +153,7 @@ pub struct WeightedWaypoint {
 
 /// How an endpoint of a service is chosen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancing {
     /// What the scopes mean.
     pub mode: Mode,

@@ -208,6 +208,7 @@ pub enum ApplicationProtocol {
 
 /// Where a workload runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Locality {
     /// Region.
     pub region: Text,

@@ -125,9 +125,11 @@ proptest! {
     #[test]
     fn reads_back_any_proxy_header(
         source in address(), destination in address(),
-        identity in option::of("[ -~]{0,200}"), payload in collection::vec(any::<u8>(), 0..20),
+        identity in option::of("[ -~]{0,200}"), service in option::of("[ -~]{0,200}"),
+        payload in collection::vec(any::<u8>(), 0..20),
     ) {
-        let header = Header { source, destination, identity: identity.map(Into::into) };
+        let (identity, service) = (identity.map(Into::into), service.map(Into::into));
+        let header = Header { source, destination, identity, service };
         let mut bytes = header.encode().unwrap();
         let length = bytes.len();
         bytes.extend(payload);

@@ -20,6 +20,8 @@ const TCP4: u8 = 0x11;
 const TCP6: u8 = 0x21;
 /// Type of the field that holds the peer's SPIFFE identity (Istio's choice, within the range left to applications).
 const IDENTITY: u8 = 0xd0;
+/// Type of the field that holds the host name of the service that was addressed (likewise).
+const SERVICE: u8 = 0xd1;
 
 /// A header of a proxied TCP connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct Header {
     pub destination: SocketAddr,
     /// The verified identity of the client.
     pub identity: Option<Arc<str>>,
+    /// The host name of the service that the client addressed.
+    pub service: Option<Arc<str>>,
 }
 
 /// What the first bytes of a connection are.
@@ -37,7 +41,7 @@ pub struct Header {
 pub enum Decoded {
     /// A header that takes `length` bytes. `None` when the sender speaks for itself (a health check).
     Header {
-        /// The addresses and the identity.
+        /// The addresses, the identity and the service.
         header: Option<Header>,
         /// Bytes it takes.
         length: usize,
@@ -51,7 +55,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// When the identity makes it longer than [`PROXY_V2_MAX`].
+    /// When the identity or the service makes it longer than [`PROXY_V2_MAX`].
     pub fn encode(&self) -> Result<Vec<u8>, Invalid> {
         const TOO_LONG: Invalid = Invalid::TooLong {
             limit: PROXY_V2_MAX,
@@ -74,11 +78,12 @@ impl Header {
         };
         body.extend_from_slice(&self.source.port().to_be_bytes());
         body.extend_from_slice(&self.destination.port().to_be_bytes());
-        if let Some(identity) = &self.identity {
-            let length = u16::try_from(identity.len()).map_err(|_| TOO_LONG)?;
-            body.push(IDENTITY);
+        for (kind, text) in [(IDENTITY, &self.identity), (SERVICE, &self.service)] {
+            let Some(text) = text else { continue };
+            let length = u16::try_from(text.len()).map_err(|_| TOO_LONG)?;
+            body.push(kind);
             body.extend_from_slice(&length.to_be_bytes());
-            body.extend_from_slice(identity.as_bytes());
+            body.extend_from_slice(text.as_bytes());
         }
         let length = u16::try_from(body.len()).map_err(|_| TOO_LONG)?;
         if FIXED + body.len() > PROXY_V2_MAX {
@@ -93,7 +98,7 @@ impl Header {
     }
 }
 
-/// Reads the first bytes of a connection. Fields other than the identity are skipped.
+/// Reads the first bytes of a connection. Fields other than the identity and the service are skipped.
 ///
 /// # Errors
 ///
@@ -169,29 +174,39 @@ fn decode_body(family: u8, body: &[u8]) -> Result<Header, Invalid> {
         _ => return Err(Invalid::Unsupported("address family")),
     };
     let ([a, b, c, d], fields) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
+    let (identity, service) = decode_fields(fields)?;
     Ok(Header {
         source: SocketAddr::new(source.to_canonical(), u16::from_be_bytes([*a, *b])),
         destination: SocketAddr::new(destination.to_canonical(), u16::from_be_bytes([*c, *d])),
-        identity: decode_identity(fields)?,
+        identity,
+        service,
     })
 }
 
-fn decode_identity(mut fields: &[u8]) -> Result<Option<Arc<str>>, Invalid> {
+/// The texts of the two fields we know.
+type Fields = (Option<Arc<str>>, Option<Arc<str>>);
+
+fn decode_fields(mut fields: &[u8]) -> Result<Fields, Invalid> {
     const MALFORMED: Invalid = Invalid::Malformed("field");
-    let mut identity = None;
+    let (mut identity, mut service) = (None, None);
     while !fields.is_empty() {
         let ([kind, high, low], rest) = fields.split_first_chunk::<3>().ok_or(MALFORMED)?;
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let (value, rest) = rest.split_at_checked(length).ok_or(MALFORMED)?;
-        if *kind == IDENTITY {
-            let text = std::str::from_utf8(value).map_err(|_| Invalid::Malformed("identity"))?;
-            if identity.replace(text.into()).is_some() {
-                return Err(Invalid::Malformed("identity"));
+        let known = match *kind {
+            IDENTITY => Some(("identity", &mut identity)),
+            SERVICE => Some(("service", &mut service)),
+            _ => None,
+        };
+        if let Some((name, field)) = known {
+            let text = std::str::from_utf8(value).map_err(|_| Invalid::Malformed(name))?;
+            if field.replace(Arc::from(text)).is_some() {
+                return Err(Invalid::Malformed(name));
             }
         }
         fields = rest;
     }
-    Ok(identity)
+    Ok((identity, service))
 }
 
 fn v6(address: IpAddr) -> Ipv6Addr {
@@ -210,7 +225,13 @@ mod tests {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             identity: identity.map(Into::into),
+            service: None,
         }
+    }
+
+    fn to_service(mut header: Header, service: &str) -> Header {
+        header.service = Some(service.into());
+        header
     }
 
     #[test]
@@ -221,6 +242,10 @@ mod tests {
         let expected =
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11\x0a\0\0\x01\x0a\0\0\x02\x01\x02\0\x50\xd0\0\x02ab";
         assert_eq!(bytes, expected);
+        let named = to_service(header("10.0.0.1:258", "10.0.0.2:80", Some("ab")), "c.d");
+        let expected =
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x17\x0a\0\0\x01\x0a\0\0\x02\x01\x02\0\x50\xd0\0\x02ab\xd1\0\x03c.d";
+        assert_eq!(named.encode().unwrap(), expected);
     }
 
     #[test]
@@ -233,6 +258,11 @@ mod tests {
                 Some("spiffe://td/ns/a/sa/b"),
             ),
             header("10.0.0.1:1", "[2001:db8::2]:2", Some("")),
+            to_service(header("10.0.0.1:1", "10.0.0.2:2", None), "cart.shop.svc"),
+            to_service(
+                header("10.0.0.1:1", "10.0.0.2:2", Some("spiffe://td/ns/a/sa/b")),
+                "cart.shop.svc",
+            ),
         ] {
             let mut bytes = header.encode().unwrap();
             let length = bytes.len();
@@ -276,6 +306,9 @@ mod tests {
             bytes
         };
         let twice = [&with(15, 0x16)[..], &good[28..]].concat();
+        let mut services = with(15, 0x16);
+        services[28] = 0xd1;
+        services.extend_from_slice(b"\xd1\0\x02cd");
         let cases = [
             b"GET / HTTP/1.1".to_vec(),
             with(12, 0x11), // version 1
@@ -288,6 +321,7 @@ mod tests {
             with(30, 0xff), // field longer than the header
             with(31, 0xff), // identity is no text
             twice,
+            services,
         ];
         for bytes in cases {
             assert!(decode(&bytes).is_err(), "{bytes:x?}");

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use ambit_wire::proxy_v2::{Decoded, decode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::App;
@@ -37,6 +38,38 @@ impl Pod {
             let (mut read, mut write) = stream.split();
             tokio::io::copy(&mut read, &mut write).await?;
             write.shutdown().await
+        })
+    }
+
+    /// Reads a PROXY header (version 2), then what the client sends to its end, and tells it what
+    /// the header said: `SOURCE DESTINATION IDENTITY SERVICE`, the address the connection came
+    /// from, and the client's bytes.
+    pub fn serve_proxied(&self, port: u16) -> App {
+        self.serve(port, |mut stream, peer| async move {
+            let mut bytes = Vec::new();
+            let (header, length) = loop {
+                match decode(&bytes).map_err(io::Error::other)? {
+                    Decoded::Header { header, length } => break (header, length),
+                    Decoded::NeedMore(_) => {
+                        if stream.read_buf(&mut bytes).await? == 0 {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                    }
+                }
+            };
+            stream.read_to_end(&mut bytes).await?;
+            let header = header.ok_or(io::ErrorKind::InvalidData)?;
+            let told = format!(
+                "{} {} {} {} {} ",
+                header.source.ip(),
+                header.destination,
+                header.identity.as_deref().unwrap_or("-"),
+                header.service.as_deref().unwrap_or("-"),
+                peer.ip(),
+            );
+            stream.write_all(told.as_bytes()).await?;
+            stream.write_all(&bytes[length..]).await?;
+            stream.shutdown().await
         })
     }
 

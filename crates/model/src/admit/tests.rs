@@ -172,11 +172,17 @@ fn replaces_the_port_for_an_application_tunnel_and_tells_it_who_calls() {
         )
     };
     let proxy = tunnel_to(ApplicationProtocol::Proxy, Some(15088));
+    let name = "cart.shop.svc.cluster.local";
     let cases = [
-        ("10.1.0.1:80", "10.1.0.1:80"),
-        ("cart.shop.svc.cluster.local:80", "10.1.0.2:80"),
+        (
+            "10.1.0.1:80",
+            "10.1.0.1:80",
+            Some("web.shop.svc.cluster.local"),
+        ),
+        ("10.0.0.2:80", "10.0.0.2:80", None),
+        ("cart.shop.svc.cluster.local:80", "10.1.0.2:80", Some(name)),
     ];
-    for (authority, destination) in cases {
+    for (authority, destination, service) in cases {
         let admitted = tunnel(&proxy, CART, TUNNEL, authority).unwrap();
         assert_eq!(admitted.upstream(), socket("10.0.0.2:15088"), "{authority}");
         let header = admitted.header().unwrap();
@@ -186,6 +192,7 @@ fn replaces_the_port_for_an_application_tunnel_and_tells_it_who_calls() {
             header.identity.as_deref(),
             Some("spiffe://cluster.local/ns/shop/sa/web")
         );
+        assert_eq!(header.service.as_deref(), service, "{authority}");
     }
     let none = tunnel_to(ApplicationProtocol::None, None);
     let admitted = tunnel(&none, CART, TUNNEL, "10.1.0.1:80").unwrap();
