@@ -10,7 +10,8 @@
 //!
 //! * Several workloads at one address: pods before others, then those reached by tunnel, then healthy ones, then the smallest uid.
 //! * Several services at one virtual address or host name: of those the client may see, the one of its own namespace, then the
-//!   canonical one, then the smallest key. A single address comes before a block; among blocks the client's own namespace comes
+//!   canonical one, then the smallest key. A host name comes before the wildcards that cover it (`*.example.com`), a longer one of
+//!   these before a shorter. A single address comes before a block; among blocks the client's own namespace comes
 //!   first, then the longer prefix, then the canonical one.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -140,10 +141,27 @@ impl View {
         preferred(exact, namespace).or_else(|| self.blocks.find(network, address, namespace))
     }
 
-    /// The service of a host name, as a client of `namespace` sees it.
+    /// The service of a host name, as a client of `namespace` sees it: of that very name, else of the longest wildcard that covers it.
     #[must_use]
     pub fn service_named(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
-        preferred(self.service_names.get("", hostname), namespace)
+        let exact = preferred(self.service_names.get("", hostname), namespace);
+        exact.or_else(|| self.service_covering(hostname, namespace))
+    }
+
+    /// The service named `*.` and as much of the end of `hostname` as possible.
+    fn service_covering(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {
+        let dots = hostname.match_indices('.').map(|(at, _)| at);
+        let mut name = String::with_capacity(hostname.len() + 1);
+        for dot in dots {
+            name.clear();
+            name.push('*');
+            name.push_str(hostname.get(dot..).unwrap_or_default());
+            let covering = preferred(self.service_names.get("", name.as_str()), namespace);
+            if covering.is_some() {
+                return covering;
+            }
+        }
+        None
     }
 
     /// The workloads behind a service, known or not.

@@ -207,3 +207,26 @@ fn finds_the_record_of_a_pod_the_node_vouches_for() {
         assert!(view.local(&wrong).is_none(), "{wrong:?}");
     }
 }
+
+#[test]
+fn finds_the_longest_wildcard_that_covers_a_name_and_no_name_is_before_itself() {
+    let named =
+        |hostname: &str| Change::UpsertService(Service::new(ServiceKey::new("shop", hostname)));
+    let view = view(["*.example.com", "*.b.example.com", "a.b.example.com", "*"].map(named));
+    let cases = [
+        ("a.b.example.com", Some("a.b.example.com")),
+        ("c.b.example.com", Some("*.b.example.com")),
+        ("d.c.b.example.com", Some("*.b.example.com")),
+        ("b.example.com", Some("*.example.com")),
+        ("*.b.example.com", Some("*.b.example.com")),
+        ("example.com", None),
+        ("b.example.org", None),
+        ("", None),
+    ];
+    for (name, expected) in cases {
+        let found = view
+            .service_named(name, "shop")
+            .map(|service| service.key.hostname.as_str());
+        assert_eq!(found, expected, "{name}");
+    }
+}
