@@ -1,5 +1,7 @@
 //! What a control plane may say besides what ours says: application tunnels, other networks.
 
+use ambit_tests::apps::bytes::whole;
+use ambit_tests::mint::Mint;
 use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::world::World;
 use ambit_tests::world::told::{service, workload};
@@ -17,7 +19,9 @@ fn world(name: &str) -> World {
         .pod("mesh/server", 2)
         .pod("mesh/second", 2)
         .pod("outside/gateway", 1)
-        .service("mesh/server", "server", &[("tcp", 80, 8080)]);
+        .service("mesh/server", "server", &[("tcp", 80, 8080)])
+        // Each thread has its own tunnels, and they are counted here.
+        .setting("ZTUNNEL_WORKER_THREADS", "1");
     World::start(plan).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
@@ -65,4 +69,159 @@ fn an_application_tunnel_carries_the_proxy_header_to_the_port_it_names() {
     client.ask("server.mesh:80", b"refused").unwrap_err();
     let refused = [("direction", "inbound"), ("error", "*ip mismatch")];
     world.wait_records("ztunnel-n2", &refused, 1);
+}
+
+const FAR: &str = "server.mesh.svc.cluster.local";
+
+/// Two networks: the client's node is in one, the server's in the other, and a gateway between them
+/// that is asked for the service by name. `sans` is whom the service lets be at the far end.
+fn tell_two_networks(world: &World, sans: &[String]) {
+    let [client, server, gateway] =
+        ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
+    let far = json!({
+        "uid": "remote/SplitHorizonWorkload/mesh/server", "workloadIps": [],
+        "name": "far", "workloadName": "far", "canonicalName": "far",
+        "networkGateway": {"destination": format!("two/{}", gateway.ipv4()), "hboneMtlsPort": 15009},
+        "services": {(format!("mesh/{FAR}")): {"80": 8080}},
+    });
+    let vouched = json!({"subjectAltNames": sans});
+    world.tell(
+        1,
+        "one",
+        &json!({
+            "workloads": [
+                workload(client, "one", json!({})),
+                workload(server, "two", far),
+                workload(gateway, "two", json!({})),
+            ],
+            "services": [service("mesh/server", &format!("one/{VIP}"), 8080, vouched)],
+        }),
+    );
+    let behind = json!({"services": {(format!("mesh/{FAR}")): {"80": 8080}}});
+    // To the other side the client's address belongs to somebody else.
+    let namesake = json!({
+        "uid": "x//Pod/outside/gateway", "serviceAccount": "client", "namespace": "mesh",
+        "name": "namesake", "workloadName": "namesake", "canonicalName": "namesake",
+    });
+    world.tell(
+        2,
+        "two",
+        &json!({
+            "workloads": [workload(server, "two", behind), workload(gateway, "two", namesake)],
+            "services": [service("mesh/server", &format!("two/{VIP}"), 8080, json!({}))],
+        }),
+    );
+}
+
+#[test]
+fn a_gateway_joins_two_networks_and_sees_only_the_outer_tunnel() {
+    let world = world("twonets");
+    let [client, server, gateway] =
+        ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
+    tell_two_networks(&world, &[server.identity()]);
+    let svid = Mint::of(&world.state())
+        .unwrap()
+        .issue(&gateway.identity())
+        .unwrap()
+        .svid()
+        .unwrap();
+    let inner = (server.ipv4(), 15008).into();
+    let (app, requests) = gateway.serve_gateway(15009, svid, inner);
+
+    let echo = server.serve_echo(8080);
+    for _ in 0..2 {
+        let answer = client.ask("server.mesh:80", b"MARKER across").unwrap();
+        assert_eq!(answer, b"MARKER across");
+    }
+    assert_eq!(echo.seen().count(), 2);
+    drop(echo);
+    assert_eq!(app.seen().count(), 1, "the outer tunnel is shared");
+    let asked = requests.all();
+    assert_eq!(asked.len(), 2, "the inner one is not");
+    for request in asked {
+        assert_eq!(request.authority.to_string(), format!("{FAR}:80"));
+        assert_eq!(request.headers.get("x-forwarded-network"), None);
+        let baggage = request.headers["baggage"].to_str().unwrap();
+        assert!(baggage.contains("k8s.namespace.name=mesh"), "{baggage}");
+    }
+    let (to, at) = (server.identity(), format!("{}:15009", gateway.ipv4()));
+    let outbound = [
+        ("direction", "outbound"),
+        ("dst.addr", at.as_str()),
+        ("dst.hbone_addr", "server.mesh.svc.cluster.local:80"),
+        ("dst.identity", to.as_str()),
+        ("dst.workload", "server"),
+        ("dst.namespace", "mesh"),
+        ("dst.service", FAR),
+    ];
+    world.wait_records("ztunnel-n1", &outbound, 2);
+    let from = client.identity();
+    let inbound = [
+        ("direction", "inbound"),
+        ("src.identity", from.as_str()),
+        // Not whom the record of the gateway's address names.
+        ("src.workload", "client"),
+        ("dst.workload", "server"),
+        ("dst.service", FAR),
+    ];
+    world.wait_records("ztunnel-n2", &inbound, 2);
+    let labels = [
+        ("reporter", "source"),
+        ("destination_workload", "server"),
+        ("destination_principal", to.as_str()),
+        ("connection_security_policy", "mutual_tls"),
+    ];
+    world.wait_metric(
+        "ztunnel-n1",
+        "istio_tcp_connections_closed_total",
+        &labels,
+        2.0,
+    );
+
+    let _bytes = server.serve_bytes(8080);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let length = 3_000_000;
+    let both = runtime
+        .block_on(client.exchange_bytes("server.mesh:80", length, 7))
+        .unwrap();
+    assert_eq!(
+        both,
+        whole(length, 7),
+        "every byte, both ways, with half-close"
+    );
+}
+
+#[test]
+fn whoever_is_behind_a_gateway_must_be_whom_the_service_names() {
+    let world = world("twonets-id");
+    let [client, server, gateway] =
+        ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
+    let svid = Mint::of(&world.state())
+        .unwrap()
+        .issue(&gateway.identity())
+        .unwrap()
+        .svid()
+        .unwrap();
+    let inner = (server.ipv4(), 15008).into();
+    let (_app, requests) = gateway.serve_gateway(15009, svid, inner);
+    let echo = server.serve_echo(8080);
+    tell_two_networks(
+        &world,
+        &["spiffe://cluster.local/ns/mesh/sa/second".to_owned()],
+    );
+    client.ask("server.mesh:80", b"for another").unwrap_err();
+    let refused = [("direction", "outbound"), ("error", "*unexpected identity")];
+    world.wait_records("ztunnel-n1", &refused, 1);
+    assert!(!requests.all().is_empty(), "the gateway was reached");
+
+    tell_two_networks(&world, &[]);
+    let before = requests.all().len();
+    client.ask("server.mesh:80", b"for nobody").unwrap_err();
+    let refused = [("direction", "outbound"), ("error", "*names no identity")];
+    world.wait_records("ztunnel-n1", &refused, 1);
+    assert_eq!(requests.all().len(), before, "not worth asking the gateway");
+    assert_eq!(echo.seen().count(), 0);
 }

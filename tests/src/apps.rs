@@ -1,6 +1,7 @@
 //! Applications: threads that live in a pod's namespace and serve until dropped.
 
 pub mod bytes;
+pub mod gateway;
 pub mod http;
 pub mod stream;
 

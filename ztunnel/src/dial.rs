@@ -3,6 +3,13 @@
 //! Every socket is made in the pod's namespace, so that network policies and the pod's routes apply
 //! to it, and carries the packet mark by which the redirection rules know it is ours. Every step
 //! has its timeout; every failure is one [`Outcome`].
+//!
+//! # Into another network
+//! The stream to a network's gateway carries a second mutual TLS and a second tunnel, whose end is
+//! behind the gateway; the gateway sees neither. The outer tunnel is pooled like any other. The
+//! inner one is made for each connection and never shared: the gateway chooses a workload once for
+//! each stream it is asked for, so a second connection on the same inner tunnel would always reach
+//! the workload of the first, ready or not, and what comes back does not say which that was.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,16 +18,16 @@ use std::time::Duration;
 
 use ambit_hbone::client::{self, Opened};
 use ambit_hbone::pool::{CheckoutError, Key};
-use ambit_hbone::{OpenError, Request, TunnelError};
+use ambit_hbone::{OpenError, Request, Stream, StreamIo, TunnelError};
 use ambit_model::admit::Admitted;
 use ambit_model::identity::Identity;
 use ambit_model::reason::Reason;
-use ambit_model::route::Tunnel;
+use ambit_model::route::{Beyond, Tunnel};
 use ambit_model::workload::Workload;
 use ambit_net::dial::Dial;
 use ambit_runtime::tasks::spawn_local;
 use ambit_tls::{Limits, Rejected, Svid, TlsError};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
@@ -30,6 +37,10 @@ use crate::record::Outcome;
 
 /// How long a TCP connection may take: three lost SYNs of a second, two and four, as in Istio.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// The header that says which network a request comes from (Istio's contract): on the request inside
+/// a gateway's tunnel, and on no other.
+pub const FORWARDED_NETWORK: &str = "x-forwarded-network";
 
 /// A stream to the far end and who proved to be there.
 #[derive(Debug)]
@@ -72,7 +83,7 @@ pub async fn tunnel(
     };
     let dial = || {
         let (pod, expected) = (Rc::clone(pod), way.expected.clone());
-        new_tunnel(pod, svid, way.next_hop, expected)
+        new_tunnel(pod, Arc::clone(&svid), way.next_hop, expected)
     };
     let place = pod
         .worker
@@ -85,8 +96,54 @@ pub async fn tunnel(
         authority: way.authority.clone(),
         headers,
     };
-    let opened = place.open(request).await.map_err(open_failed)?;
-    Ok(Through { opened, peer })
+    let Some(beyond) = &way.beyond else {
+        let opened = place.open(request).await.map_err(open_failed)?;
+        return Ok(Through { opened, peer });
+    };
+    let inner = inner_request(&request, &pod.worker.shared.settings.network);
+    let outer = place.open(request).await.map_err(open_failed)?;
+    // Boxed: two handshakes' state, for few connections.
+    Box::pin(inner_tunnel(pod, &svid, outer.stream, beyond, inner)).await
+}
+
+/// The request inside a gateway's tunnel: the same, and which network it comes from.
+fn inner_request(outer: &Request, network: &str) -> Request {
+    let mut inner = outer.clone();
+    // A name that no header can hold is no network's; the far end then takes us for one of its own.
+    if let Ok(network) = HeaderValue::from_str(network) {
+        let name = HeaderName::from_static(FORWARDED_NETWORK);
+        inner.headers.insert(name, network);
+    }
+    inner
+}
+
+/// Makes the tunnel inside a gateway's stream, and its one stream.
+async fn inner_tunnel(
+    pod: &ServedPod,
+    svid: &Svid,
+    outer: Stream,
+    beyond: &Beyond,
+    request: Request,
+) -> Result<Through, Outcome> {
+    let outer = StreamIo::from(outer);
+    let (stream, peer) = ambit_tls::connect(svid, outer, &beyond.expected, Limits::default())
+        .await
+        .map_err(|error| tls_failed(&error))?;
+    let identity = peer.identity().clone();
+    let (tunnel, driver) = client::handshake(stream, peer, &pod.worker.shared.tunnels)
+        .await
+        .map_err(|error| tunnel_failed(&error))?;
+    drop(spawn_local("inner tunnel", async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "inner tunnel ended");
+        }
+    }));
+    // It ends with its stream: this was the only handle.
+    let opened = tunnel.open(request).await.map_err(open_failed)?;
+    Ok(Through {
+        opened,
+        peer: identity,
+    })
 }
 
 /// Makes one tunnel: TCP, TLS as the pod, HTTP/2.
@@ -229,5 +286,31 @@ impl std::fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_hbone::Request;
+    use http::HeaderMap;
+
+    use super::{FORWARDED_NETWORK, inner_request};
+
+    #[test]
+    fn only_the_inner_request_says_where_it_comes_from() {
+        let mut headers = HeaderMap::new();
+        headers.insert("baggage", "k8s.namespace.name=shop".parse().unwrap());
+        let outer = Request {
+            authority: "cart.shop.svc.cluster.local:80".parse().unwrap(),
+            headers,
+        };
+        let inner = inner_request(&outer, "here");
+        assert_eq!(inner.authority, outer.authority);
+        assert_eq!(inner.headers.get("baggage"), outer.headers.get("baggage"));
+        assert_eq!(inner.headers.get(FORWARDED_NETWORK).unwrap(), "here");
+        assert_eq!(outer.headers.get(FORWARDED_NETWORK), None);
+        // A network without a name is said too: that there was a gateway is what counts.
+        let unnamed = inner_request(&outer, "");
+        assert_eq!(unnamed.headers.get(FORWARDED_NETWORK).unwrap(), "");
     }
 }

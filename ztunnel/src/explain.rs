@@ -132,9 +132,22 @@ fn route_shown(decided: &Result<Route, ambit_model::reason::Reason>) -> Value {
             upstream,
             service,
             via_waypoint,
+            beyond,
         })) => {
+            let kind = match (beyond, via_waypoint) {
+                (Some(_), _) => "gateway",
+                (None, true) => "waypoint",
+                (None, false) => "tunnel",
+            };
+            let beyond = beyond.as_ref().map(|beyond| {
+                json!({
+                    "workload": beyond.upstream.uid,
+                    "expected": beyond.expected.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })
+            });
             json!({
-                "kind": if *via_waypoint { "waypoint" } else { "tunnel" },
+                "kind": kind,
+                "beyond": beyond,
                 "nextHop": next_hop.to_string(),
                 "authority": authority.to_string(),
                 "expected": expected.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -36,6 +36,7 @@ use tokio::net::TcpStream;
 
 use crate::dial;
 use crate::live::{Decided, Guard};
+use crate::outbound::said;
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -128,27 +129,33 @@ struct Asked {
     authority: Authority,
     peer: Identity,
     /// What the peer says of its workload, and which service its client addressed. Telemetry only.
-    said: Box<Baggage>,
+    said: Option<Box<Baggage>>,
     host: Option<Arc<str>>,
+    /// It came through a gateway from another network: the address it came from is the gateway's.
+    elsewhere: bool,
 }
 
 impl Asked {
-    fn of(exchange: &Exchange) -> Self {
+    fn of(exchange: &Exchange, network: &str) -> Self {
         let request = exchange.request();
-        let mut said = Box::<Baggage>::default();
-        for value in request.headers.get_all("baggage") {
-            // What cannot be read is not known.
-            let _ = said.merge(value.as_bytes());
-        }
         let forwarded = request.headers.get("forwarded");
         let forwarded = forwarded.and_then(|value| Forwarded::parse(value.as_bytes()).ok());
         Self {
             authority: request.authority.clone(),
             peer: exchange.peer().identity().clone(),
-            said,
+            said: said(&request.headers),
             host: forwarded.and_then(|forwarded| forwarded.host),
+            elsewhere: from_elsewhere(&request.headers, network),
         }
     }
+}
+
+/// Whether a request comes from another network than ours.
+fn from_elsewhere(headers: &HeaderMap, network: &str) -> bool {
+    headers
+        .get_all(dial::FORWARDED_NETWORK)
+        .iter()
+        .any(|from| !from.as_bytes().eq_ignore_ascii_case(network.as_bytes()))
 }
 
 /// Serves one stream of a tunnel.
@@ -167,7 +174,7 @@ async fn carry(
     ends: Ends,
     record: &mut Record,
 ) -> Outcome {
-    let asked = Asked::of(&exchange);
+    let asked = Asked::of(&exchange, &pod.worker.shared.settings.network);
     record.authority = Some(asked.authority.clone());
     record.source.identity = Some(asked.peer.clone());
     let opened = tokio::select! {
@@ -256,10 +263,10 @@ fn decide(
         let source = view.workload_at(&shared.settings.network, ends.peer.ip());
         // An address that is also somebody else's says nothing about this peer.
         record.source.workload = source
-            .filter(|source| source.identity == asked.peer)
+            .filter(|source| !asked.elsewhere && source.identity == asked.peer)
             .cloned();
         if record.source.workload.is_none() && shared.settings.response_baggage {
-            record.source.said = Some(asked.said.clone());
+            record.source.said.clone_from(&asked.said);
         }
         record.destination.workload = Some(Arc::clone(local));
         record.destination.identity = Some(local.identity.clone());
@@ -320,4 +327,29 @@ fn answer(pod: &ServedPod, local: &Arc<Workload>) -> HeaderMap {
 
 fn status(reason: Reason) -> StatusCode {
     StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::from_elsewhere;
+
+    #[test]
+    fn a_request_is_from_elsewhere_when_it_names_another_network() {
+        let cases: [(&[&str], bool); 5] = [
+            (&[], false),
+            (&["here"], false),
+            (&["HERE"], false),
+            (&["there"], true),
+            (&["here", ""], true),
+        ];
+        for (values, expected) in cases {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("x-forwarded-network", value.parse().unwrap());
+            }
+            assert_eq!(from_elsewhere(&headers, "here"), expected, "{values:?}");
+        }
+    }
 }

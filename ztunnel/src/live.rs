@@ -49,8 +49,8 @@ pub struct Carried {
     pub upstream: Option<Arc<Workload>>,
     /// The address dialled.
     pub next_hop: SocketAddr,
-    /// Through a tunnel, rather than plain.
-    pub tunnel: bool,
+    /// `HBONE`, `DOUBLEHBONE` or `TCP`.
+    pub protocol: &'static str,
     /// Where the application wanted to go.
     pub wanted: SocketAddr,
 }
@@ -65,7 +65,7 @@ pub struct Shown {
     pub original_dst: Option<String>,
     /// Where the bytes go.
     pub actual_dst: String,
-    /// `HBONE` or `TCP`.
+    /// `HBONE`, `DOUBLEHBONE` or `TCP`.
     pub protocol: &'static str,
     /// Who the peer proved to be.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,7 +299,7 @@ fn listed(entry: &Entry) -> Listed {
             src: entry.source,
             original_dst: Some(carried.wanted.to_string()),
             actual_dst: carried.next_hop.to_string(),
-            protocol: if carried.tunnel { "HBONE" } else { "TCP" },
+            protocol: carried.protocol,
             peer: None,
         },
     };

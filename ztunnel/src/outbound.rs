@@ -19,6 +19,7 @@ use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::Direction;
 use ambit_relay::{relay, tcp};
+use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -139,7 +140,11 @@ impl Connection<'_> {
             source: Arc::clone(&self.source),
             upstream,
             next_hop,
-            tunnel: matches!(route, Route::Tunnel(_)),
+            protocol: match route {
+                Route::Plain { .. } => "TCP",
+                Route::Tunnel(way) if way.beyond.is_some() => "DOUBLEHBONE",
+                Route::Tunnel(_) => "HBONE",
+            },
             wanted: self.destination,
         };
         self.pod
@@ -172,10 +177,18 @@ impl Connection<'_> {
             Route::Tunnel(way) => {
                 // Both ends are who they say from here on, or the tunnel is not made.
                 record.source.identity = Some(self.source.identity.clone());
-                record.open();
+                if way.beyond.is_none() {
+                    record.open();
+                }
                 let headers = self.headers(way);
                 let through = dial::tunnel(self.pod, &self.source, way, headers).await?;
+                if way.beyond.is_some() {
+                    // Which of the workloads over there it is, only the answer says.
+                    record.destination.workload = None;
+                    record.destination.said = said(&through.opened.headers);
+                }
                 record.destination.identity = Some(through.peer);
+                record.open();
                 Ok(Onward::Tunnel(through.opened.stream))
             }
         }
@@ -199,6 +212,16 @@ impl Connection<'_> {
         insert(&mut headers, "traceparent", &trace.to_string());
         headers
     }
+}
+
+/// What the other end says of its workload. Telemetry only.
+pub(crate) fn said(headers: &HeaderMap) -> Option<Box<Baggage>> {
+    let mut said = Box::<Baggage>::default();
+    for value in headers.get_all("baggage") {
+        // What cannot be read is not known.
+        let _ = said.merge(value.as_bytes());
+    }
+    (*said != Baggage::default()).then_some(said)
 }
 
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {

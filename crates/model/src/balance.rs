@@ -24,6 +24,8 @@ pub enum Purpose {
     Serve,
     /// To be the waypoint: the port may also be known only to the endpoint, or be taken as it is when an application tunnel is there.
     Waypoint,
+    /// To be the gateway into another network: as a waypoint, and dialled whatever network its record names.
+    Gateway,
 }
 
 /// What is wanted.
@@ -53,7 +55,7 @@ pub struct Picked<'v> {
 /// # Errors
 ///
 /// [`Reason::NoHealthyUpstream`] when no endpoint may be used; [`Reason::GatewayUnresolved`] or [`Reason::HostnameUnresolved`] when
-/// all are in other networks or have no address, neither of which can be reached.
+/// all are in other networks without a gateway there, or have no address, neither of which can be reached.
 pub fn pick<'v>(
     service: &Service,
     endpoints: &'v Endpoints,
@@ -139,7 +141,10 @@ pub(crate) fn below(random: u64, bound: u64) -> u64 {
 
 /// Why no endpoint may be used: those that only another proxy could reach are told apart.
 fn none_fit(endpoints: &Endpoints, wanted: &Wanted<'_>) -> Reason {
-    let remote = |endpoint: &Endpoint| endpoint.workload.network != wanted.client.network;
+    let remote = |endpoint: &Endpoint| {
+        endpoint.workload.network != wanted.client.network
+            && endpoint.workload.network_gateway.is_none()
+    };
     let nameless = |endpoint: &Endpoint| endpoint.workload.addresses.is_empty();
     match endpoints.len() {
         0 => Reason::NoHealthyUpstream,
@@ -154,15 +159,22 @@ fn fit(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u1
     let workload = &endpoint.workload;
     let healthy = workload.health == Health::Healthy
         || service.load_balancing.health_policy == HealthPolicy::AllowAll;
-    let reachable = workload.network == wanted.client.network
-        && dial_address(workload, service.ip_families, wanted.address).is_some();
+    let direct = wanted.purpose == Purpose::Gateway || workload.network == wanted.client.network;
+    let reachable = if direct {
+        dial_address(workload, service.ip_families, wanted.address).is_some()
+    } else {
+        // Its address, if it has one, means nothing here.
+        workload.network_gateway.is_some()
+    };
     if !healthy || workload.capacity == 0 || !reachable {
         return None;
     }
     let mapped = endpoint.target_port(service, wanted.port);
     match wanted.purpose {
         Purpose::Serve => mapped.filter(|_| service.port(wanted.port).is_some()),
-        Purpose::Waypoint => mapped.or_else(|| workload.application_tunnel.map(|_| wanted.port)),
+        Purpose::Waypoint | Purpose::Gateway => {
+            mapped.or_else(|| workload.application_tunnel.map(|_| wanted.port))
+        }
     }
 }
 

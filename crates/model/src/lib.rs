@@ -22,7 +22,7 @@
 //!
 //! # Not done here
 //!
-//! Resolving host names (a workload without an address is refused), tunnels through a gateway into another network.
+//! Resolving host names (a workload without an address is refused).
 
 pub mod address;
 pub mod admit;

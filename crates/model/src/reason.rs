@@ -31,6 +31,8 @@ pub enum Reason {
     WaypointUnresolved,
     /// The destination is in another network, which cannot be reached.
     GatewayUnresolved,
+    /// The destination is in another network, and its service names no identity to expect there.
+    NobodyExpected,
     /// The destination has a host name only, and it was not resolved.
     HostnameUnresolved,
     /// The destination is one of the proxy's own ports.
@@ -126,6 +128,7 @@ impl Reason {
             | Self::PortUnresolved
             | Self::WaypointUnresolved
             | Self::GatewayUnresolved
+            | Self::NobodyExpected
             | Self::HostnameUnresolved
             | Self::SelfCall
             | Self::NotConnect
@@ -177,6 +180,7 @@ impl Reason {
             Self::PortUnresolved => "service port has no target",
             Self::WaypointUnresolved => "unknown waypoint",
             Self::GatewayUnresolved => "destination network cannot be reached",
+            Self::NobodyExpected => "the service names no identity to expect in the other network",
             Self::HostnameUnresolved => "destination has no address",
             Self::SelfCall => "attempted recursive call to the proxy",
             Self::NotConnect => "method is not CONNECT",

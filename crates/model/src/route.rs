@@ -5,6 +5,10 @@
 //! 3. Is it a workload: through its waypoint if it has one, unless the client is that waypoint; else to it.
 //! 4. Is it neither: plain TCP to where the client wanted.
 //!
+//! When what was chosen for a service is in another network, the way leads through that network's gateway: a tunnel to the gateway, and
+//! inside it a second one to whom the service vouches for ([`Beyond`]). Both are asked for the service by its name, since addresses of the
+//! other network mean nothing here.
+//!
 //! An address that is both is a service: its waypoint may hold policies that must not be passed by. A destination that is reached by tunnel is never reached otherwise, and a waypoint that cannot be found is not passed by.
 
 use std::net::SocketAddr;
@@ -70,6 +74,17 @@ pub struct Tunnel {
     pub service: Option<Arc<Service>>,
     /// The tunnel's end is a waypoint.
     pub via_waypoint: bool,
+    /// The tunnel's end is a gateway into another network: what is behind it.
+    pub beyond: Option<Box<Beyond>>,
+}
+
+/// The end of the tunnel inside the one to a network's gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beyond {
+    /// The record that was chosen. It may stand for many workloads over there, of which the gateway chooses one.
+    pub upstream: Arc<Workload>,
+    /// The end has to prove one of these: the identities that the service itself names, and never that of the record.
+    pub expected: SmallVec<[Identity; 2]>,
 }
 
 /// Decides. On the way that permits it allocates at most when a service has more than one further identity.
@@ -119,7 +134,10 @@ fn to_service(
 ) -> Result<Route, Reason> {
     let destination = connection.destination;
     if let Some(waypoint) = draw_waypoint(service, random) {
-        let hop = find_waypoint(view, connection, waypoint, random)?;
+        let hop = find_hop(view, connection, waypoint, Purpose::Waypoint, random)?;
+        if hop.workload.network != connection.source.network {
+            return through_gateway(view, connection, service, &hop, random);
+        }
         return hop.tunnel(connection, destination.into(), Some(service));
     }
     if service.load_balancing.mode == Mode::Passthrough {
@@ -140,7 +158,53 @@ fn to_service(
         purpose: Purpose::Serve,
     };
     let picked = balance::pick(service, endpoints, &wanted, random)?;
+    if picked.workload.network != connection.source.network {
+        let hop = Hop {
+            workload: picked.workload,
+            service: Some(service),
+            port: picked.port,
+        };
+        return through_gateway(view, connection, service, &hop, random);
+    }
     direct(connection, picked, Some(service))
+}
+
+/// Through the gateway of the network that `chosen`, an endpoint of `service` or of its waypoint, is in.
+fn through_gateway(
+    view: &View,
+    connection: &Outbound<'_>,
+    service: &Arc<Service>,
+    chosen: &Hop<'_>,
+    random: &mut impl FnMut() -> u64,
+) -> Result<Route, Reason> {
+    let gateway = chosen.workload.network_gateway.as_ref();
+    let gateway = gateway.ok_or(Reason::GatewayUnresolved)?;
+    let named = chosen.service.map(|named| &*named.subject_alt_names);
+    let expected: SmallVec<[Identity; 2]> = named.unwrap_or_default().iter().cloned().collect();
+    if expected.is_empty() {
+        // Nobody could prove to be the right one: not worth asking the gateway.
+        return Err(Reason::NobodyExpected);
+    }
+    let gateway = find_hop(view, connection, gateway, Purpose::Gateway, random)
+        .map_err(|_| Reason::GatewayUnresolved)?;
+    let port = connection.destination.port();
+    let authority = Authority::host(&service.key.hostname, port);
+    let authority = authority.map_err(|_| Reason::GatewayUnresolved)?;
+    let beyond = Beyond {
+        upstream: Arc::clone(chosen.workload),
+        expected,
+    };
+    Ok(Route::Tunnel(Tunnel {
+        next_hop: gateway
+            .dial_address(connection)
+            .ok_or(Reason::GatewayUnresolved)?,
+        authority,
+        expected: self::expected(gateway.workload, gateway.service),
+        upstream: Arc::clone(gateway.workload),
+        service: Some(Arc::clone(service)),
+        via_waypoint: false,
+        beyond: Some(Box::new(beyond)),
+    }))
 }
 
 fn to_workload(
@@ -153,7 +217,11 @@ fn to_workload(
     if let Some(waypoint) = &workload.waypoint
         && !is_waypoint(view, connection.source, connection.network, waypoint)
     {
-        let hop = find_waypoint(view, connection, waypoint, random)?;
+        let hop = find_hop(view, connection, waypoint, Purpose::Waypoint, random)?;
+        if hop.workload.network != connection.source.network {
+            // Beyond a gateway things are asked for by the name of a service, and here is none.
+            return Err(Reason::GatewayUnresolved);
+        }
         return hop.tunnel(connection, destination.into(), None);
     }
     direct(
@@ -192,6 +260,7 @@ fn direct(
             upstream: Arc::clone(workload),
             service: service.cloned(),
             via_waypoint: false,
+            beyond: None,
         })),
     }
 }
@@ -225,7 +294,7 @@ fn draw_waypoint<'v>(
     drawn.or(service.waypoint.as_ref())
 }
 
-/// A waypoint that was found.
+/// A waypoint or gateway that was found.
 struct Hop<'v> {
     workload: &'v Arc<Workload>,
     /// The service it is an endpoint of, when it was addressed so.
@@ -240,34 +309,40 @@ impl Hop<'_> {
         authority: Authority,
         service: Option<&Arc<Service>>,
     ) -> Result<Route, Reason> {
-        if self.workload.network != connection.source.network {
-            return Err(Reason::GatewayUnresolved);
-        }
-        let families = self
-            .service
-            .map_or(IpFamilies::Automatic, |own| own.ip_families);
-        let dialled = connection.destination.ip();
-        let address = balance::dial_address(self.workload, families, dialled);
         Ok(Route::Tunnel(Tunnel {
-            next_hop: SocketAddr::new(address.ok_or(Reason::WaypointUnresolved)?, self.port),
+            next_hop: self
+                .dial_address(connection)
+                .ok_or(Reason::WaypointUnresolved)?,
             authority,
             expected: expected(self.workload, self.service),
             upstream: Arc::clone(self.workload),
             service: service.cloned(),
             via_waypoint: true,
+            beyond: None,
         }))
+    }
+
+    fn dial_address(&self, connection: &Outbound<'_>) -> Option<SocketAddr> {
+        let families = self
+            .service
+            .map_or(IpFamilies::Automatic, |own| own.ip_families);
+        let dialled = connection.destination.ip();
+        let address = balance::dial_address(self.workload, families, dialled)?;
+        Some(SocketAddr::new(address, self.port))
     }
 }
 
-fn find_waypoint<'v>(
+/// The workload that is, or is an endpoint of, the waypoint or gateway at `at`.
+fn find_hop<'v>(
     view: &'v View,
     connection: &Outbound<'_>,
-    waypoint: &GatewayAddress,
+    at: &GatewayAddress,
+    purpose: Purpose,
     random: &mut impl FnMut() -> u64,
 ) -> Result<Hop<'v>, Reason> {
     let namespace = &connection.source.namespace;
-    let port = waypoint.hbone_port;
-    let service = match &waypoint.destination {
+    let port = at.hbone_port;
+    let service = match &at.destination {
         GatewayDestination::Hostname(key) => match view.service(key) {
             Some(service) => service,
             None => {
@@ -296,7 +371,7 @@ fn find_waypoint<'v>(
         client: connection.source,
         address: connection.destination.ip(),
         port,
-        purpose: Purpose::Waypoint,
+        purpose,
     };
     let endpoints = view
         .endpoints(&service.key)
@@ -334,5 +409,7 @@ pub(crate) fn is_waypoint(
     }
 }
 
+#[cfg(test)]
+mod contract;
 #[cfg(test)]
 mod tests;

@@ -86,7 +86,7 @@ fn outbound(store: &Store, live: &Rc<Live>) -> Guard {
         source,
         upstream: Some(upstream),
         next_hop: "10.0.0.2:15008".parse().unwrap(),
-        tunnel: true,
+        protocol: "HBONE",
         wanted: "10.0.0.2:80".parse().unwrap(),
     };
     let client = "10.0.0.1:4000".parse().unwrap();
