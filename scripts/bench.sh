@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Measures what the mesh costs on this machine, beside no mesh and beside a bare relay placed where the node proxies
-# are (the limit of what any proxy in user space can do here), in one run, as ratios. Needs root.
+# Measures what the mesh costs on this machine, in one run, as ratios: the node proxy beside no mesh and beside a bare
+# relay placed where node proxies are (the limit of what any proxy in user space can do here); the waypoint beside
+# Envoy (from PyPI) on the same resources. Needs root.
 #
 #   ./scripts/bench.sh                     three rounds of three seconds a shape: about five minutes
 #   ./scripts/bench.sh --rounds 1 --seconds 1   a quick look
+#   ./scripts/bench.sh --only tunnel       node proxies only; or: waypoint
+#   ISTIO_ZTUNNEL=/path/to/ztunnel ./scripts/bench.sh    Istio's node proxy beside ours, under our agent and controller
 # The numbers of every round are kept in target/bench.json.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/needs.sh"
 cd "$root"
-case "${1:-}" in -h|--help) sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
+case "${1:-}" in -h|--help) sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
 
 need_root
 need_cargo
 need_debian build-essential pkg-config iproute2 nftables procps
+need_envoy
+[ -n "${ISTIO_ZTUNNEL:-}" ] || say "Istio's ztunnel is not compared: ISTIO_ZTUNNEL names none"
 say "Building the release programs"
 cargo build --release --locked --workspace --bins
 mkdir -p target

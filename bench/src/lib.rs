@@ -2,16 +2,20 @@
 //!
 //! # Theory of operation
 //!
-//! One world holds three pairs of pods on two nodes: one without a mesh, one behind the *limit*, one
-//! in the mesh. The limit ([`relay`]) is a bare relay of two hops with no encryption and no framing,
-//! placed by redirect rules where node proxies are: it bounds what any proxy in user space can do
-//! on this machine. Each shape of load ([`load`]) runs on each pair in turn, several rounds of all,
-//! so that what else the machine does falls on all alike; medians are compared ([`report`]).
+//! Worlds of two nodes hold pairs of pods that differ in what stands between them: nothing, the
+//! *limit*, somebody else's node proxy, ours ([`place`]). The limit ([`relay`]) is a bare relay of two
+//! hops with no encryption and no framing, placed by redirect rules where node proxies are: it bounds
+//! what any proxy in user space can do on this machine. Each shape of load ([`load`], [`http`]) runs on
+//! each pair in turn, several rounds of all, so that what else the machine does falls on all alike;
+//! medians are compared ([`report`]). [`tunnel`] compares node proxies, [`waypoint`] waypoints.
 //!
-//! Absolute numbers say something about the machine. The ratios to the limit say something about
-//! the mesh.
+//! Absolute numbers say something about the machine. The ratios say something about the mesh.
 
+pub mod http;
 pub mod load;
 pub mod place;
 pub mod relay;
 pub mod report;
+pub mod tunnel;
+pub mod waypoint;
+pub mod window;

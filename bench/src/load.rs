@@ -4,11 +4,13 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ambit_tests::pod::Pod;
 use anyhow::{Context, Result};
+
+use crate::window::{self, Meter, WARM, Window};
 
 /// Ports that load uses; the redirect rules of the limit name them.
 pub const PORTS: Range<u16> = 20000..20010;
@@ -16,12 +18,14 @@ pub const PORTS: Range<u16> = 20000..20010;
 const ECHO: u16 = 20000;
 /// Reads and drops.
 const SINK: u16 = 20001;
+/// Sends as much as goes, once asked by a byte.
+const SOURCE: u16 = 20002;
 /// Bytes of one ping.
 const PING: usize = 64;
 /// Bytes written at once in bulk.
 const PIECE: usize = 256 * 1024;
-/// Warming up: caches, tunnels, buffers.
-const WARM: Duration = Duration::from_millis(300);
+/// No connection is silent for longer while load runs.
+const STUCK: Duration = Duration::from_secs(20);
 
 /// Starts load's servers in a pod; they end with the process.
 ///
@@ -44,15 +48,13 @@ pub fn serve(pod: &Pod) -> Result<()> {
     })?;
     listen(pod, SINK, |mut stream| {
         let mut buffer = vec![0; PIECE];
-        let mut total = 0u64;
-        loop {
-            match stream.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
-                Ok(length) => total += length as u64,
-            }
+        while matches!(stream.read(&mut buffer), Ok(length) if length > 0) {}
+    })?;
+    listen(pod, SOURCE, |mut stream| {
+        let buffer = vec![7; PIECE];
+        if stream.read_exact(&mut [0]).is_ok() {
+            while stream.write_all(&buffer).is_ok() {}
         }
-        // Says how much came, so that what still was on the way does not count.
-        let _ = stream.write_all(&total.to_le_bytes());
     })
 }
 
@@ -71,7 +73,11 @@ fn listen(pod: &Pod, port: u16, serve: fn(TcpStream)) -> Result<()> {
 }
 
 fn connect(client: &Pod, server: &Pod, port: u16) -> io::Result<TcpStream> {
-    client.connect(&format!("{}:{port}", server.ipv4()))
+    let stream = client.connect(&format!("{}:{port}", server.ipv4()))?;
+    // A bench that hangs says nothing; one that fails says where.
+    stream.set_read_timeout(Some(STUCK))?;
+    stream.set_write_timeout(Some(STUCK))?;
+    Ok(stream)
 }
 
 fn ping(stream: &mut TcpStream) -> io::Result<()> {
@@ -120,13 +126,19 @@ pub fn round_trips(client: &Pod, server: &Pod, during: Duration) -> Result<Round
     })
 }
 
-/// Many connections at once, each one ping after the other: pings a second of all.
+/// Many connections at once, each one ping after the other.
 ///
 /// # Errors
 ///
 /// A connection breaks.
-pub fn pings(client: &Pod, server: &Pod, at_once: usize, during: Duration) -> Result<f64> {
-    at_once_for(at_once, during, |ending, count| {
+pub fn pings(
+    client: &Pod,
+    server: &Pod,
+    at_once: usize,
+    during: Duration,
+    meter: Meter<'_>,
+) -> Result<Window> {
+    window::count(at_once, during, meter, |ending, count| {
         let mut stream = connect(client, server, ECHO)?;
         while !ending.load(Ordering::Relaxed) {
             ping(&mut stream)?;
@@ -136,13 +148,19 @@ pub fn pings(client: &Pod, server: &Pod, at_once: usize, during: Duration) -> Re
     })
 }
 
-/// Connect, one ping, close, by several clients at once: connections a second of all.
+/// Connect, one ping, close, by several clients at once.
 ///
 /// # Errors
 ///
 /// A connection breaks.
-pub fn connections(client: &Pod, server: &Pod, at_once: usize, during: Duration) -> Result<f64> {
-    at_once_for(at_once, during, |ending, count| {
+pub fn connections(
+    client: &Pod,
+    server: &Pod,
+    at_once: usize,
+    during: Duration,
+    meter: Meter<'_>,
+) -> Result<Window> {
+    window::count(at_once, during, meter, |ending, count| {
         while !ending.load(Ordering::Relaxed) {
             let mut stream = connect(client, server, ECHO)?;
             ping(&mut stream)?;
@@ -153,44 +171,45 @@ pub fn connections(client: &Pod, server: &Pod, at_once: usize, during: Duration)
     })
 }
 
-fn at_once_for(
-    at_once: usize,
-    during: Duration,
-    work: impl Fn(&AtomicBool, &AtomicU64) -> io::Result<()> + Sync,
-) -> Result<f64> {
-    let (ending, count) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let running: Vec<_> = (0..at_once)
-            .map(|_| scope.spawn(|| work(&ending, &count)))
-            .collect();
-        pause(WARM);
-        let (start, before) = (Instant::now(), count.load(Ordering::Relaxed));
-        pause(during);
-        let (took, after) = (start.elapsed(), count.load(Ordering::Relaxed));
-        ending.store(true, Ordering::Relaxed);
-        for thread in running {
-            thread.join().expect("no panic")?;
-        }
-        Ok((after - before) as f64 / took.as_secs_f64())
-    })
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    Up,
+    /// To the client.
+    Down,
 }
 
-/// One connection, as many bytes as go: gigabits a second, as the server counted them.
+/// As many bytes as go, over several connections at once; counted in bytes at the client.
 ///
 /// # Errors
 ///
-/// The connection breaks.
-pub fn bulk(client: &Pod, server: &Pod, during: Duration) -> Result<f64> {
-    let mut stream = connect(client, server, SINK)?;
-    let piece = vec![7; PIECE];
-    let start = Instant::now();
-    while start.elapsed() < during {
-        stream.write_all(&piece)?;
-    }
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut total = [0; 8];
-    stream.read_exact(&mut total)?;
-    Ok(u64::from_le_bytes(total) as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64())
+/// A connection breaks.
+pub fn bulk(
+    (client, server): (&Pod, &Pod),
+    direction: Direction,
+    at_once: usize,
+    during: Duration,
+    meter: Meter<'_>,
+) -> Result<Window> {
+    window::count(at_once, during, meter, |ending, count| {
+        let mut piece = vec![7; PIECE];
+        if direction == Direction::Up {
+            let mut stream = connect(client, server, SINK)?;
+            while !ending.load(Ordering::Relaxed) {
+                stream.write_all(&piece)?;
+                count.fetch_add(PIECE as u64, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        let mut stream = connect(client, server, SOURCE)?;
+        stream.write_all(&[1])?;
+        while !ending.load(Ordering::Relaxed) {
+            let length = stream.read(&mut piece)?;
+            count.fetch_add(length as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    })
 }
 
 /// Opens connections that each carried one ping and then nothing.
@@ -206,10 +225,4 @@ pub fn idle(client: &Pod, server: &Pod, count: usize) -> Result<Vec<TcpStream>> 
             Ok(stream)
         })
         .collect()
-}
-
-/// Lets time pass on a thread that serves nobody.
-#[expect(clippy::disallowed_methods, reason = "no data-plane thread")]
-pub fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

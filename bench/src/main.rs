@@ -4,13 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ambit_bench::load::{self, pause};
-use ambit_bench::place::{Arm, Place};
-use ambit_bench::relay;
-use ambit_bench::report::{Better, Report};
+use ambit_bench::report::Table;
+use ambit_bench::tunnel::{self, Effort};
+use ambit_bench::{relay, waypoint};
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What the mesh costs, as ratios within one run. Needs root.
 #[derive(Parser)]
@@ -46,9 +45,21 @@ struct Run {
     /// Idle connections for the memory of one.
     #[arg(long, default_value_t = 1000)]
     idle: usize,
+    /// Only this part.
+    #[arg(long)]
+    only: Option<Part>,
     /// Also write everything here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Connections through node proxies.
+    Tunnel,
+    /// Requests through a waypoint.
+    Waypoint,
 }
 
 fn main() -> Result<()> {
@@ -59,86 +70,27 @@ fn main() -> Result<()> {
 }
 
 fn measure(run: &Run) -> Result<()> {
-    let place = Place::make()?;
-    let mut report = Report::default();
-    // Before any load: what it takes to be there.
-    pause(Duration::from_secs(2));
-    let idle = memory(&place)?;
-    for round in 1..=run.rounds {
-        for arm in Arm::ALL {
-            say(&format!("round {round} of {}: {}", run.rounds, arm.name()));
-            shapes(&place, arm, Duration::from_secs(run.seconds), &mut report)
-                .with_context(|| arm.name())?;
-        }
+    let effort = Effort {
+        rounds: run.rounds,
+        during: Duration::from_secs(run.seconds),
+        idle: run.idle,
+    };
+    let mut tables = Vec::new();
+    if run.only.is_none_or(|only| only == Part::Tunnel) {
+        tables.push(tunnel::compare(effort, say)?);
     }
-    report.single(
-        "ztunnel idle, ten pods, mean of a node, MiB",
-        idle / 2.0 / MIB,
-    );
-    let before = memory(&place)?;
-    let open = load::idle(
-        place.pod(Arm::Mesh, "client"),
-        place.pod(Arm::Mesh, "server"),
-        run.idle,
-    )?;
-    pause(Duration::from_secs(2));
-    let each = (memory(&place)? - before) / open.len() as f64;
-    report.single("an idle connection, both ends, KiB", each / 1024.0);
-    say(&report.table());
+    if run.only.is_none_or(|only| only == Part::Waypoint) {
+        tables.push(waypoint::compare(effort, say)?);
+    }
+    for table in &tables {
+        say(&format!("\n{}", table.markdown()));
+    }
     if let Some(path) = &run.json {
-        fs::write(path, format!("{:#}\n", report.json())).context("the JSON file")?;
+        let all: Vec<_> = tables.iter().map(Table::json).collect();
+        fs::write(path, format!("{:#}\n", serde_json::Value::from(all)))
+            .context("the JSON file")?;
     }
     Ok(())
-}
-
-const MIB: f64 = 1024.0 * 1024.0;
-
-/// Every shape once on one arm.
-fn shapes(place: &Place, arm: Arm, during: Duration, report: &mut Report) -> Result<()> {
-    let (client, server) = (place.pod(arm, "client"), place.pod(arm, "server"));
-    let near = place.pod(arm, "near");
-    let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    let one = load::round_trips(client, server, during)?;
-    report.add(
-        "ping-pong 64 B, 1 connection, p50 µs",
-        Better::Less,
-        arm,
-        micros(one.p50),
-    );
-    report.add(
-        "ping-pong 64 B, 1 connection, p99 µs",
-        Better::Less,
-        arm,
-        micros(one.p99),
-    );
-    let many = load::pings(client, server, 16, during)?;
-    report.add("ping-pong, 16 connections, /s", Better::More, arm, many);
-    let short = load::connections(client, server, 8, during)?;
-    report.add(
-        "connect + ping + close, 8 at once, /s",
-        Better::More,
-        arm,
-        short,
-    );
-    let bulk = load::bulk(client, server, during)?;
-    report.add("bulk, 1 connection, Gbit/s", Better::More, arm, bulk);
-    let one = load::round_trips(client, near, during)?;
-    report.add(
-        "same node: ping-pong p50 µs",
-        Better::Less,
-        arm,
-        micros(one.p50),
-    );
-    let bulk = load::bulk(client, near, during)?;
-    report.add("same node: bulk, Gbit/s", Better::More, arm, bulk);
-    Ok(())
-}
-
-/// Resident memory of both node proxies, in bytes.
-fn memory(place: &Place) -> Result<f64> {
-    let nodes = ["ztunnel-n1", "ztunnel-n2"].map(|name| place.world().programs().resident(name));
-    let [one, two] = nodes.map(|bytes| bytes.context("a node proxy runs"));
-    Ok((one? + two?) as f64)
 }
 
 #[expect(clippy::print_stdout, reason = "the report is this program's output")]

@@ -1,9 +1,11 @@
-//! Where load runs: one world with a pair of pods without a mesh, one behind the limit, one in the
-//! mesh.
+//! Where load runs: pairs of pods without a mesh, behind the limit, in the mesh, and in a mesh whose
+//! node proxies are somebody else's.
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ambit_tests::expect::eventually_true;
 use ambit_tests::plan::{AMBIENT, Plan};
@@ -14,52 +16,33 @@ use anyhow::{Context, Result, ensure};
 
 use crate::load;
 use crate::relay::MARK;
+use crate::report::Arm;
 
+/// Nothing between client and server.
+pub const NONE: Arm = "no mesh";
+/// The bare relay.
+pub const LIMIT: Arm = "limit";
+/// Istio's node proxy under our agent and controller.
+pub const ISTIO: Arm = "istio ztunnel";
+/// Ours.
+pub const AMBIT: Arm = "ambit";
+
+/// The variable that names Istio's node proxy, if it is to be compared.
+const ISTIO_PROGRAM: &str = "ISTIO_ZTUNNEL";
 /// Where the relay listens in a pod.
 const RELAY: u16 = 15001;
 /// Threads of the relay, as many as a node proxy has by default on two CPUs.
 const THREADS: usize = 2;
 /// Pods in the mesh, those under load included: the number at which memory is compared.
 const PODS: usize = 10;
+/// Pods of an arm: a client, a server on the other node, and one on the client's.
+const NAMES: [&str; 3] = ["client", "server", "near"];
 
-/// What stands between client and server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Arm {
-    /// Nothing.
-    Plain,
-    /// The bare relay.
-    Limit,
-    /// The mesh.
-    Mesh,
-}
-
-impl Arm {
-    /// All, in the order in which they take turns.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Limit, Self::Mesh];
-
-    /// Its name in tables.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "no mesh",
-            Self::Limit => "limit",
-            Self::Mesh => "ambit",
-        }
-    }
-
-    fn namespace(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Limit => "bare",
-            Self::Mesh => "mesh",
-        }
-    }
-}
-
-/// A world with load's servers in it.
+/// Worlds with load's servers in them.
 #[derive(Debug)]
 pub struct Place {
-    world: World,
+    ours: World,
+    istio: Option<World>,
 }
 
 impl Place {
@@ -69,29 +52,20 @@ impl Place {
     ///
     /// Not root, or the programs are not built.
     pub fn make() -> Result<Self> {
-        let mut plan = Plan::new("bench")
-            .namespace("plain", &[])
-            .namespace("bare", &[])
-            .namespace("mesh", &[AMBIENT])
-            .setting("RUST_LOG", "warn");
-        for arm in Arm::ALL {
-            let namespace = arm.namespace();
-            plan = plan
-                .pod(&format!("{namespace}/client"), 1)
-                .pod(&format!("{namespace}/server"), 2)
-                .pod(&format!("{namespace}/near"), 1);
-        }
-        for number in 3..PODS {
-            plan = plan.pod(&format!("mesh/idle-{number}"), 1 + number % 2);
-        }
+        let ours = mesh("bench").namespace("plain", &[]).namespace("bare", &[]);
+        let istio = std::env::var_os(ISTIO_PROGRAM).map(PathBuf::from);
+        let istio = istio.map(|program| World::start(mesh("istio").node_proxy(&program)));
         let place = Self {
-            world: World::start(plan)?,
+            ours: World::start(trio(trio(ours, "plain"), "bare"))?,
+            istio: istio.transpose()?,
         };
-        for pod in place.world.pods() {
-            many_ports(pod)?;
+        for arm in place.arms() {
+            for name in NAMES {
+                many_ports(place.pod(arm, name))?;
+            }
         }
         place.limit()?;
-        for arm in Arm::ALL {
+        for arm in place.arms() {
             for name in ["server", "near"] {
                 load::serve(place.pod(arm, name))?;
             }
@@ -99,22 +73,64 @@ impl Place {
         Ok(place)
     }
 
+    /// What can be compared here, in the order in which it takes turns.
+    #[must_use]
+    pub fn arms(&self) -> Vec<Arm> {
+        match &self.istio {
+            Some(_) => vec![NONE, LIMIT, ISTIO, AMBIT],
+            None => vec![NONE, LIMIT, AMBIT],
+        }
+    }
+
     /// A pod of an arm: `client`, `server` on the other node, `near` on the client's.
     #[must_use]
     pub fn pod(&self, arm: Arm, name: &str) -> &Pod {
-        self.world.pod(&format!("{}/{name}", arm.namespace()))
+        let namespace = match arm {
+            NONE => "plain",
+            LIMIT => "bare",
+            _ => "mesh",
+        };
+        self.world(arm).pod(&format!("{namespace}/{name}"))
     }
 
-    /// The world, for its programs' memory and time.
+    /// CPU time used so far by what stands between the pods of an arm.
     #[must_use]
-    pub fn world(&self) -> &World {
-        &self.world
+    pub fn cpu(&self, arm: Arm) -> Duration {
+        self.programs(arm)
+            .filter_map(|name| self.world(arm).programs().cpu(&name))
+            .sum()
+    }
+
+    /// Resident memory of the same, in bytes.
+    #[must_use]
+    pub fn memory(&self, arm: Arm) -> f64 {
+        let each = self
+            .programs(arm)
+            .filter_map(|name| self.world(arm).programs().resident(&name));
+        each.sum::<u64>() as f64
+    }
+
+    fn programs(&self, arm: Arm) -> impl Iterator<Item = String> {
+        let kind = match arm {
+            NONE => "nothing-",
+            LIMIT => "relay-",
+            _ => "ztunnel-",
+        };
+        let names = self.world(arm).programs().names();
+        names.into_iter().filter(move |name| name.starts_with(kind))
+    }
+
+    fn world(&self, arm: Arm) -> &World {
+        self.istio
+            .as_ref()
+            .filter(|_| arm == ISTIO)
+            .unwrap_or(&self.ours)
     }
 
     /// Puts relays and redirect rules into the pods behind the limit.
     fn limit(&self) -> Result<()> {
-        for name in ["client", "server", "near"] {
-            let pod = self.pod(Arm::Limit, name);
+        for name in NAMES {
+            let pod = self.pod(LIMIT, name);
             let args = pod.command("true");
             let netns = args
                 .get_args()
@@ -136,18 +152,36 @@ impl Place {
                 .into(),
                 environment: BTreeMap::new(),
             };
-            self.world
+            self.ours
                 .programs()
                 .start(&format!("relay-{name}"), recipe)?;
             redirect(pod)?;
         }
         // The relay answers, with a refusal, before anything else listens behind it.
         eventually_true(START, "the relays run", || {
-            let pod = self.pod(Arm::Limit, "client");
+            let pod = self.pod(LIMIT, "client");
             pod.connect(&format!("127.0.0.1:{RELAY}")).is_ok()
         });
         Ok(())
     }
+}
+
+/// A mesh of ten pods.
+fn mesh(name: &str) -> Plan {
+    let plan = Plan::new(name)
+        .namespace("mesh", &[AMBIENT])
+        .setting("RUST_LOG", "warn");
+    (NAMES.len()..PODS).fold(trio(plan, "mesh"), |plan, number| {
+        plan.pod(&format!("mesh/idle-{number}"), 1 + number % 2)
+    })
+}
+
+/// The pods of an arm.
+fn trio(plan: Plan, namespace: &str) -> Plan {
+    NAMES.iter().fold(plan, |plan, name| {
+        let node = if *name == "server" { 2 } else { 1 };
+        plan.pod(&format!("{namespace}/{name}"), node)
+    })
 }
 
 /// Redirects load's ports to the relay: what leaves the pod, and what comes to it.
@@ -181,7 +215,7 @@ fn redirect(pod: &Pod) -> Result<()> {
 }
 
 /// Thousands of short connections a second need ports again before a minute is over.
-fn many_ports(pod: &Pod) -> Result<()> {
+pub(crate) fn many_ports(pod: &Pod) -> Result<()> {
     let mut command: Command = pod.command("sysctl");
     command.args([
         "-qw",

@@ -1,11 +1,9 @@
-//! Numbers of all rounds, as a table for people and as JSON for programs.
+//! Numbers of all rounds, as tables for people and as JSON for programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-
-use crate::place::Arm;
 
 /// Which way is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,90 +14,100 @@ pub enum Better {
     More,
 }
 
+/// What does the work: a column.
+pub type Arm = &'static str;
+
+/// One comparison: arms beside each other, and ours as a multiple of some of them.
+#[derive(Debug, Clone)]
+pub struct Table {
+    title: String,
+    arms: Vec<Arm>,
+    ours: Arm,
+    against: Vec<Arm>,
+    rows: Vec<Row>,
+}
+
 /// All numbers of one shape.
 #[derive(Debug, Clone)]
-pub struct Row {
-    /// What was measured, with its unit.
-    pub name: String,
-    /// Which way is good.
-    pub better: Better,
+struct Row {
+    name: String,
+    better: Better,
     /// Numbers of the rounds, by arm.
-    pub rounds: BTreeMap<Arm, Vec<f64>>,
+    rounds: BTreeMap<Arm, Vec<f64>>,
 }
 
-/// Everything measured.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    rows: Vec<Row>,
-    singles: Vec<(String, f64)>,
-}
+impl Table {
+    /// A table of `arms`, of which `ours` is given as a multiple of each of `against`.
+    #[must_use]
+    pub fn new(title: &str, arms: &[Arm], ours: Arm, against: &[Arm]) -> Self {
+        Self {
+            title: title.to_owned(),
+            arms: arms.to_vec(),
+            ours,
+            against: against.to_vec(),
+            rows: Vec::new(),
+        }
+    }
 
-impl Report {
-    /// Adds one number of one round.
+    /// Adds one number of one round. The unit is part of the name.
     pub fn add(&mut self, name: &str, better: Better, arm: Arm, value: f64) {
-        let index = self
-            .rows
-            .iter()
-            .position(|row| row.name == name)
-            .unwrap_or_else(|| {
-                let rounds = BTreeMap::new();
-                self.rows.push(Row {
-                    name: name.to_owned(),
-                    better,
-                    rounds,
-                });
-                self.rows.len() - 1
+        let known = self.rows.iter().position(|row| row.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.rows.push(Row {
+                name: name.to_owned(),
+                better,
+                rounds: BTreeMap::new(),
             });
+            self.rows.len() - 1
+        });
         self.rows[index].rounds.entry(arm).or_default().push(value);
     }
 
-    /// Adds a number that is measured once, of ours alone.
-    pub fn single(&mut self, name: &str, value: f64) {
-        self.singles.push((name.to_owned(), value));
-    }
-
-    /// The table: medians, and ours as a multiple of the limit's; an arrow says which way is good.
+    /// Medians, and ours as multiples; an arrow says which way is good.
     #[must_use]
-    pub fn table(&self) -> String {
-        let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "| {:<44} | {:>9} | {:>9} | {:>9} | {:>14} |",
-            "median of the rounds", "no mesh", "limit", "ambit", "ambit : limit"
-        );
-        let _ = writeln!(
-            text,
-            "|{:-<46}|{:->11}|{:->11}|{:->11}|{:->16}|",
-            "", ":", ":", ":", ":"
-        );
-        for row in &self.rows {
-            let cell = |arm| row.median(arm).map_or(String::new(), number);
-            let arrow = match row.better {
-                Better::Less => '↓',
-                Better::More => '↑',
-            };
-            let ratio = row
-                .ratio()
-                .map_or(String::new(), |ratio| format!("{ratio:.2} × {arrow}"));
-            let _ = writeln!(
-                text,
-                "| {:<44} | {:>9} | {:>9} | {:>9} | {:>14} |",
-                row.name,
-                cell(Arm::Plain),
-                cell(Arm::Limit),
-                cell(Arm::Mesh),
-                ratio
-            );
+    pub fn markdown(&self) -> String {
+        let mut text = format!("{}\n\n", self.title);
+        let ratios = self
+            .against
+            .iter()
+            .map(|arm| format!("{} : {arm}", self.ours));
+        let heads: Vec<String> = self
+            .arms
+            .iter()
+            .map(|arm| (*arm).to_owned())
+            .chain(ratios)
+            .collect();
+        let _ = write!(text, "| {:<46} |", "median of the rounds");
+        for head in &heads {
+            let _ = write!(text, " {head:>15} |");
         }
-        for (name, value) in &self.singles {
-            let _ = writeln!(
-                text,
-                "| {name:<44} | {:>9} | {:>9} | {:>9} | {:>14} |",
-                "",
-                "",
-                number(*value),
-                ""
-            );
+        let _ = write!(text, "\n|{:-<48}|", "");
+        for _ in &heads {
+            let _ = write!(text, "{:->17}|", ":");
+        }
+        text.push('\n');
+        for row in &self.rows {
+            let name = match row.better {
+                Better::Less => format!("{} ↓", row.name),
+                Better::More => format!("{} ↑", row.name),
+            };
+            let _ = write!(text, "| {name:<46} |");
+            for arm in &self.arms {
+                let _ = write!(
+                    text,
+                    " {:>15} |",
+                    row.median(arm).map_or(String::new(), number)
+                );
+            }
+            for base in &self.against {
+                let ratio = row.ratio(self.ours, base);
+                let _ = write!(
+                    text,
+                    " {:>15} |",
+                    ratio.map_or(String::new(), |ratio| format!("{ratio:.2} ×"))
+                );
+            }
+            text.push('\n');
         }
         text
     }
@@ -108,32 +116,32 @@ impl Report {
     #[must_use]
     pub fn json(&self) -> Value {
         let rows = self.rows.iter().map(|row| {
-            let rounds: BTreeMap<_, _> = row
-                .rounds
+            let ratios: BTreeMap<_, _> = self
+                .against
                 .iter()
-                .map(|(arm, values)| (arm.name(), values))
+                .map(|base| (*base, row.ratio(self.ours, base)))
                 .collect();
-            json!({"name": row.name, "rounds": rounds, "ambit_to_limit": row.ratio()})
+            json!({
+                "name": row.name,
+                "better": match row.better { Better::Less => "less", Better::More => "more" },
+                "rounds": row.rounds,
+                "ratios": ratios,
+            })
         });
-        let singles: BTreeMap<_, _> = self
-            .singles
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
-            .collect();
-        json!({"rows": rows.collect::<Vec<_>>(), "ambit": singles})
+        json!({"title": self.title, "ours": self.ours, "rows": rows.collect::<Vec<_>>()})
     }
 }
 
 impl Row {
     fn median(&self, arm: Arm) -> Option<f64> {
-        let mut values = self.rounds.get(&arm)?.clone();
+        let mut values = self.rounds.get(arm)?.clone();
         values.sort_by(f64::total_cmp);
         values.get(values.len() / 2).copied()
     }
 
-    /// Ours to the limit's, as a plain quotient.
-    fn ratio(&self) -> Option<f64> {
-        Some(self.median(Arm::Mesh)? / self.median(Arm::Limit)?)
+    /// One arm to another, as a plain quotient.
+    fn ratio(&self, ours: Arm, base: Arm) -> Option<f64> {
+        Some(self.median(ours)? / self.median(base)?)
     }
 }
 
@@ -148,22 +156,18 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Better, Report};
-    use crate::place::Arm;
+    use super::{Better, Table};
 
     #[test]
     fn compares_medians() {
-        let mut report = Report::default();
+        let mut table = Table::new("times", &["limit", "ambit"], "ambit", &["limit"]);
         for value in [1.0, 90.0, 10.0] {
-            report.add("time, µs", Better::Less, Arm::Limit, value);
-            report.add("time, µs", Better::Less, Arm::Mesh, value * 1.5);
+            table.add("time, µs", Better::Less, "limit", value);
+            table.add("time, µs", Better::Less, "ambit", value * 1.5);
         }
-        report.single("memory, MiB", 12.25);
-        assert_eq!(report.json()["rows"][0]["ambit_to_limit"], 1.5);
-        let table = report.table();
-        assert!(
-            table.contains("1.50 ×") && table.contains("12.2"),
-            "{table}"
-        );
+        table.add("memory, MiB", Better::Less, "ambit", 12.25);
+        assert_eq!(table.json()["rows"][0]["ratios"]["limit"], 1.5);
+        let text = table.markdown();
+        assert!(text.contains("1.50 ×") && text.contains("12.2"), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -19,6 +20,8 @@ pub struct Plan {
     pub(crate) mesh: bool,
     /// Waypoints are Envoys.
     pub(crate) envoy: bool,
+    /// Stands in for our node proxy.
+    pub(crate) node_proxy: Option<PathBuf>,
     pub(crate) environment: BTreeMap<String, String>,
 }
 
@@ -184,6 +187,13 @@ impl Plan {
     #[must_use]
     pub fn envoy_waypoints(mut self) -> Self {
         self.envoy = true;
+        self
+    }
+
+    /// Runs another program, which takes Istio's settings, as the proxy of every node.
+    #[must_use]
+    pub fn node_proxy(mut self, program: &Path) -> Self {
+        self.node_proxy = Some(program.to_owned());
         self
     }
 

@@ -71,7 +71,10 @@ impl World {
         environment.insert("INPOD_UDS".to_owned(), socket.display().to_string());
         let ztunnel = Recipe {
             netns,
-            program: programs::folder()?.join("ztunnel"),
+            program: match &self.plan.node_proxy {
+                Some(other) => other.clone(),
+                None => programs::folder()?.join("ztunnel"),
+            },
             arguments: vec!["proxy".to_owned(), "ztunnel".to_owned()],
             environment,
         };
