@@ -190,12 +190,12 @@ fn redirect(pod: &Pod) -> Result<()> {
     let rules = format!(
         "table ip bare {{
             chain leaving {{
-                type nat hook output priority dstnat;
+                type nat hook output priority -100;
                 meta mark {MARK} accept
                 tcp dport {ports} redirect to :{RELAY}
             }}
             chain coming {{
-                type nat hook prerouting priority dstnat;
+                type nat hook prerouting priority -100;
                 iifname != \"lo\" tcp dport {ports} redirect to :{RELAY}
             }}
         }}"
