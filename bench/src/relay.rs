@@ -84,6 +84,10 @@ fn accept(
         client.set_nonblocking(true)?;
         client.set_nodelay(true)?;
         let to = original_destination(&client)?;
+        // Who dials the relay itself would be relayed to it again, for ever.
+        if to.port() == listener.local_addr()?.port() {
+            continue;
+        }
         let server = dial(netns, to)?;
         let entry = pairs.vacant_entry();
         let key = u64::try_from(entry.key())?;
