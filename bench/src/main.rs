@@ -4,8 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ambit_bench::place::AMBIT;
 use ambit_bench::report::Table;
-use ambit_bench::tunnel::{self, Effort};
+use ambit_bench::tunnel::{self, Effort, Shape};
 use ambit_bench::{relay, waypoint};
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result};
@@ -48,6 +49,12 @@ struct Run {
     /// Only this part.
     #[arg(long)]
     only: Option<Part>,
+    /// Only this shape of load, for a closer look at the node proxy.
+    #[arg(long)]
+    shape: Option<Shape>,
+    /// Only ours, compared with nothing: for profilers.
+    #[arg(long)]
+    ours: bool,
     /// Also write everything here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -74,6 +81,8 @@ fn measure(run: &Run) -> Result<()> {
         rounds: run.rounds,
         during: Duration::from_secs(run.seconds),
         idle: run.idle,
+        shape: run.shape,
+        arm: run.ours.then_some(AMBIT),
     };
     let mut tables = Vec::new();
     if run.only.is_none_or(|only| only == Part::Tunnel) {

@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
+use ambit_tests::pod::Pod;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::load::{self, Direction};
 use crate::place::{AMBIT, ISTIO, LIMIT, NONE, Place};
 use crate::report::{Arm, Better, Table};
-use crate::window::pause;
+use crate::window::{Meter, Window, pause};
 
 /// How many connections carry bulk at once.
 const BULK: [usize; 3] = [1, 4, 16];
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How much is measured.
+/// How much is measured, and what.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     /// Rounds of all arms.
@@ -22,6 +24,10 @@ pub struct Effort {
     pub during: Duration,
     /// Idle connections for the memory of one.
     pub idle: usize,
+    /// Only this one.
+    pub shape: Option<Shape>,
+    /// Only the arm of this name.
+    pub arm: Option<&'static str>,
 }
 
 /// Measures all shapes on all arms.
@@ -31,7 +37,8 @@ pub struct Effort {
 /// A connection breaks, or a program is missing.
 pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
     let place = Place::make()?;
-    let arms = place.arms();
+    let mut arms = place.arms();
+    arms.retain(|arm| effort.arm.is_none_or(|only| only == *arm));
     let mut against = vec![LIMIT];
     against.extend(arms.iter().filter(|arm| **arm == ISTIO));
     let mut table = Table::new(
@@ -56,7 +63,7 @@ pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
     for round in 1..=effort.rounds {
         for arm in &arms {
             say(&format!("round {round} of {}: {arm}", effort.rounds));
-            shapes(&place, arm, effort.during, &mut table).with_context(|| *arm)?;
+            shapes(&place, arm, &effort, &mut table).with_context(|| *arm)?;
         }
     }
     for arm in arms.iter().filter(|arm| ![NONE, LIMIT].contains(arm)) {
@@ -84,79 +91,124 @@ pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
     Ok(table)
 }
 
-/// Every shape once on one arm.
-fn shapes(place: &Place, arm: Arm, during: Duration, table: &mut Table) -> Result<()> {
-    let (client, server) = (place.pod(arm, "client"), place.pod(arm, "server"));
-    let near = place.pod(arm, "near");
+/// One kind of load, to be picked by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// One connection, one ping after the other.
+    Ping,
+    /// Sixteen of them.
+    Pings,
+    /// Connect, ping, close.
+    Short,
+    /// As many bytes as go.
+    Bulk,
+    /// Pods on one node.
+    Near,
+}
+
+/// Every shape that is wanted once on one arm.
+fn shapes(place: &Place, arm: Arm, effort: &Effort, table: &mut Table) -> Result<()> {
+    let pair = (place.pod(arm, "client"), place.pod(arm, "server"));
+    let wants = |shape| effort.shape.is_none_or(|only| only == shape);
+    let during = effort.during;
     let meter = || place.cpu(arm);
-    let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    let one = load::round_trips(client, server, during)?;
-    table.add(
-        "ping-pong 64 B, 1 connection, p50 µs",
-        Better::Less,
-        arm,
-        micros(one.p50),
-    );
-    table.add(
-        "ping-pong 64 B, 1 connection, p99 µs",
-        Better::Less,
-        arm,
-        micros(one.p99),
-    );
-    let many = load::pings(client, server, 16, during, &meter)?;
-    table.add(
-        "ping-pong, 16 connections, /s",
-        Better::More,
-        arm,
-        many.rate(),
-    );
-    table.add(
-        "ping-pong, CPU µs each",
-        Better::Less,
-        arm,
-        many.cost() * 1e6,
-    );
-    let short = load::connections(client, server, 8, during, &meter)?;
-    table.add(
-        "connect + ping + close, 8 at once, /s",
-        Better::More,
-        arm,
-        short.rate(),
-    );
-    table.add(
-        "connect + ping + close, CPU µs each",
-        Better::Less,
-        arm,
-        short.cost() * 1e6,
-    );
+    if wants(Shape::Ping) {
+        let one = load::round_trips(pair.0, pair.1, during)?;
+        table.add(
+            "ping-pong 64 B, 1 connection, p50 µs",
+            Better::Less,
+            arm,
+            micros(one.p50),
+        );
+        table.add(
+            "ping-pong 64 B, 1 connection, p99 µs",
+            Better::Less,
+            arm,
+            micros(one.p99),
+        );
+    }
+    if wants(Shape::Pings) {
+        let many = load::pings(pair.0, pair.1, 16, during, &meter)?;
+        table.add(
+            "ping-pong, 16 connections, /s",
+            Better::More,
+            arm,
+            many.rate(),
+        );
+        table.add(
+            "ping-pong, CPU µs each",
+            Better::Less,
+            arm,
+            many.cost() * 1e6,
+        );
+    }
+    if wants(Shape::Short) {
+        let short = load::connections(pair.0, pair.1, 8, during, &meter)?;
+        table.add(
+            "connect + ping + close, 8 at once, /s",
+            Better::More,
+            arm,
+            short.rate(),
+        );
+        table.add(
+            "connect + ping + close, CPU µs each",
+            Better::Less,
+            arm,
+            short.cost() * 1e6,
+        );
+    }
+    if wants(Shape::Bulk) {
+        bulk(pair, arm, during, &meter, table)?;
+    }
+    if wants(Shape::Near) {
+        let pair = (pair.0, place.pod(arm, "near"));
+        let one = load::round_trips(pair.0, pair.1, during)?;
+        table.add(
+            "same node: ping-pong p50 µs",
+            Better::Less,
+            arm,
+            micros(one.p50),
+        );
+        let bulk = load::bulk(pair, Direction::Up, 1, during, &meter)?;
+        table.add(
+            "same node: bulk up, Gbit/s",
+            Better::More,
+            arm,
+            gigabits(&bulk),
+        );
+    }
+    Ok(())
+}
+
+fn bulk(
+    pair: (&Pod, &Pod),
+    arm: Arm,
+    during: Duration,
+    meter: Meter<'_>,
+    table: &mut Table,
+) -> Result<()> {
     for at_once in BULK {
-        let bulk = load::bulk((client, server), Direction::Up, at_once, during, &meter)?;
-        let name = format!("bulk up, {at_once} connections, Gbit/s");
-        table.add(&name, Better::More, arm, bulk.rate() * 8.0 / 1e9);
+        let bulk = load::bulk(pair, Direction::Up, at_once, during, meter)?;
+        let name = format!("bulk up, {at_once} at once, Gbit/s");
+        table.add(&name, Better::More, arm, gigabits(&bulk));
         if at_once == 1 {
             table.add("bulk up, CPU s a GB", Better::Less, arm, bulk.cost() * 1e9);
         }
     }
-    let bulk = load::bulk((client, server), Direction::Down, 1, during, &meter)?;
+    let bulk = load::bulk(pair, Direction::Down, 1, during, meter)?;
     table.add(
         "bulk down, 1 connection, Gbit/s",
         Better::More,
         arm,
-        bulk.rate() * 8.0 / 1e9,
-    );
-    let one = load::round_trips(client, near, during)?;
-    table.add(
-        "same node: ping-pong p50 µs",
-        Better::Less,
-        arm,
-        micros(one.p50),
-    );
-    let bulk = load::bulk((client, near), Direction::Up, 1, during, &meter)?;
-    table.add(
-        "same node: bulk up, Gbit/s",
-        Better::More,
-        arm,
-        bulk.rate() * 8.0 / 1e9,
+        gigabits(&bulk),
     );
     Ok(())
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn gigabits(bytes: &Window) -> f64 {
+    bytes.rate() * 8.0 / 1e9
 }
