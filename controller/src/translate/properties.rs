@@ -52,8 +52,11 @@ fn publish(list: &[Object], before: Option<&Published>) -> Published {
     Published::new(cluster, resources, before)
 }
 
+/// Version and bytes.
+type Sent = (String, Vec<u8>);
+
 /// Everything that is sent, by view, type and name, and everything that is told.
-fn served(published: &Published) -> (BTreeMap<String, (String, Vec<u8>)>, Vec<String>) {
+fn served(published: &Published) -> (BTreeMap<String, Sent>, Vec<String>) {
     let mut all = BTreeMap::new();
     for (view, type_url, table) in published.tables() {
         for (name, entry) in table {
