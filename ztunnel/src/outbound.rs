@@ -98,7 +98,7 @@ impl Connection<'_> {
     async fn open(&self, record: &mut Record) -> Result<(Guard, Onward), Outcome> {
         let mut tried = 1;
         loop {
-            let route = self.decide()?;
+            let route = self.decide(record)?;
             let guard = self.register(&route);
             self.describe(&route, record);
             let several = record.service.is_some();
@@ -118,17 +118,28 @@ impl Connection<'_> {
         }
     }
 
-    /// Where it goes, on the view of this moment.
-    fn decide(&self) -> Result<Route, Reason> {
+    /// Where it goes, on the view of this moment; where it goes nowhere, `record` learns at least
+    /// whom the application meant.
+    fn decide(&self, record: &mut Record) -> Result<Route, Reason> {
         let shared = &self.pod.worker.shared;
         let outbound = Outbound {
             source: &self.source,
             destination: self.destination,
             network: &shared.settings.network,
         };
-        shared
-            .store
-            .read(|view| route::outbound(view, &outbound, &mut || fastrand::u64(..)))
+        shared.store.read(|view| {
+            let decided = route::outbound(view, &outbound, &mut || fastrand::u64(..));
+            if decided.is_err() {
+                let (network, address) = (outbound.network, self.destination.ip());
+                record.service = view
+                    .service_at(network, address, &self.source.namespace)
+                    .cloned();
+                if record.service.is_none() {
+                    record.destination.workload = view.workload_at(network, address).cloned();
+                }
+            }
+            decided
+        })
     }
 
     fn register(&self, route: &Route) -> Guard {
