@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ambit_control::{Channel, ControlPlane};
 use ambit_identity::{CaIssuer, Certificates, Lease};
@@ -50,8 +50,6 @@ use crate::upstream::Upstreams;
 
 /// Time for log lines to leave at the end.
 const FLUSH: Duration = Duration::from_millis(500);
-/// How often label sets that nobody used are let go.
-const EXPIRY: Duration = Duration::from_secs(60);
 
 /// Runs the waypoint until it is asked to stop.
 ///
@@ -119,7 +117,12 @@ impl Waypoint {
             config,
             "starting"
         );
-        let registry = Registry::default();
+        let registry = Registry::new(settings.metrics);
+        registry.show_itself();
+        drop(tasks::spawn(
+            "metrics expiry",
+            registry.clone().keep_expiring(),
+        ));
         logging.register(&registry);
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("proxy", &registry);
@@ -135,7 +138,6 @@ impl Waypoint {
         };
         let stopping = Arc::new(AtomicBool::new(false));
         parts.local_servers(logging, quit, Arc::clone(&stopping))?;
-        parts.expire();
 
         let ca = parts.channel(&parts.settings.ca).context("CA_ADDRESS")?;
         let issuer = CaIssuer::new(ca, parts.settings.secret_ttl, false);
@@ -182,18 +184,6 @@ impl Parts {
             self.settings.readiness_addr,
             admin::readiness_routes(pending),
         )
-    }
-
-    /// Label sets that nobody used for long are let go.
-    fn expire(&self) {
-        let registry = self.registry.clone();
-        drop(tasks::spawn("metrics expiry", async move {
-            let mut every = tokio::time::interval(EXPIRY);
-            loop {
-                every.tick().await;
-                registry.expire(Instant::now());
-            }
-        }));
     }
 
     /// Not ready before the first certificate: every tunnel would be refused.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ambit_control::{Roots, TokenSource};
 use ambit_model::identity::Identity;
 use ambit_observe::logging::LogFormat;
+use ambit_observe::metrics::Limits;
 
 /// Port where tunnels (HBONE) arrive.
 pub const HBONE_PORT: u16 = 15008;
@@ -80,6 +81,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Bounds of the label sets of metrics.
+    pub metrics: Limits,
     /// Istio's version, as the control plane and the `istio_build` metric want it.
     pub version_tag: String,
 }
@@ -130,6 +133,7 @@ impl Settings {
             "statsAddr": self.stats_addr,
             "readinessAddr": self.readiness_addr,
             "logFilter": self.log_filter,
+            "metrics": self.metrics,
             "metadata": self.metadata.iter().cloned().collect::<serde_json::Map<_, _>>(),
         })
     }

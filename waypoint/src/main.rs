@@ -29,6 +29,8 @@ Settings come from the environment, with Istio's names:
   WAYPOINT_WORKER_THREADS          data threads; one for each CPU if not given
   TERMINATION_DRAIN_DURATION       time for requests to end
   RUST_LOG, LOG_FORMAT             log filter; plain or json
+  METRICS_MAX_LABEL_SETS           label sets that one family of metrics may have (8192)
+  METRICS_IDLE_TIMEOUT             how long one that nothing uses is still shown (15m)
 A value that is wrong is refused by name. Everything else comes from the control plane.
 
 Ports: tunnels 15008, admin 15000 (localhost), metrics 15020, readiness 15021.

@@ -106,7 +106,12 @@ impl Proxy {
             config = shown,
             "starting"
         );
-        let registry = Registry::default();
+        let registry = Registry::new(settings.metrics);
+        registry.show_itself();
+        drop(tasks::spawn(
+            "metrics expiry",
+            registry.clone().keep_expiring(),
+        ));
         let metrics = Metrics::new(&registry);
         logging.register(&registry);
         process::register(&registry, Some(&tokio::runtime::Handle::current()));

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ambit_observe::metrics::Limits;
 use serde::Serialize;
 
 /// Port where a pod's outgoing connections are redirected to.
@@ -221,6 +222,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Bounds of the label sets of metrics.
+    pub metrics: Limits,
     /// Version label of the `istio_build` metric.
     pub version_tag: String,
 }

@@ -27,6 +27,8 @@ Settings come from the environment, with Istio's names:
   ZTUNNEL_WORKER_THREADS           data threads: N, P% of the CPUs, 0 for all
   TERMINATION_GRACE_PERIOD_SECONDS, CONNECTION_TERMINATION_DEADLINE   time to end
   RUST_LOG, LOG_FORMAT             log filter; plain or json
+  METRICS_MAX_LABEL_SETS           label sets that one family of metrics may have (8192)
+  METRICS_IDLE_TIMEOUT             how long one that nothing uses is still shown (15m)
   and the others of Istio's ztunnel; a value that is wrong is refused by name.
 
 Ports: admin 15000 (localhost), metrics 15020, readiness 15021; in each pod 15001, 15006, 15008.

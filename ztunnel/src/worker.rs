@@ -8,7 +8,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ambit_hbone::pool::{Limits, Pool};
 use ambit_hbone::settings::Settings as TunnelSettings;
@@ -26,9 +25,6 @@ use crate::store::Store;
 /// TLS and HTTP/2 handshakes of accepted connections that may be in flight on one thread. Each
 /// costs tens of KiB and some milliseconds of CPU; with more of them, all would time out.
 const HANDSHAKES: u32 = 512;
-
-/// How often unused counters are let go.
-const SWEEP: Duration = Duration::from_secs(60);
 
 /// What all threads share. Nothing in it is written on the data path but atomics.
 #[derive(Debug)]
@@ -87,7 +83,7 @@ impl Worker {
     pub async fn keep(self: Rc<Self>) {
         drop(spawn_local("tunnel sweep", self.pool.sweeper()));
         let mut views = self.shared.store.changes();
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = tokio::time::interval(self.shared.settings.metrics.look());
         loop {
             tokio::select! {
                 changed = views.changed() => {

@@ -17,9 +17,11 @@ mod value;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
+use serde::Serialize;
 
 pub use self::exposition::{Exposition, Format};
 pub use self::family::{Family, Handle};
@@ -28,7 +30,8 @@ pub use self::value::{Counter, Gauge, Histogram, Kind, Reading};
 use self::family::Collect;
 
 /// Bounds of one family.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// Most label sets a family keeps; later ones share an overflow set. A set costs about 1 KiB,
     /// so the default of 8,192 bounds a family by some 8 MiB.
@@ -44,6 +47,21 @@ impl Default for Limits {
             sets: 8192,
             idle: Duration::from_secs(15 * 60),
         }
+    }
+}
+
+/// The least of [`Limits::idle`]: idle sets are counted in whole seconds.
+pub const LEAST_IDLE: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks for idle sets. A look costs microseconds for a set, and a set
+/// that stays a minute longer harms nobody.
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+impl Limits {
+    /// How often what holds sets unused lets go of them, and idle sets are looked for: short beside
+    /// [`Limits::idle`].
+    pub fn look(&self) -> Duration {
+        (self.idle / 2).clamp(LEAST_IDLE / 2, LONGEST_LOOK)
     }
 }
 
@@ -123,7 +141,16 @@ pub struct Registry {
 struct Inner {
     limits: Limits,
     started: Instant,
+    /// Sets removed so far.
+    expired: AtomicUsize,
     collectors: RwLock<Vec<Arc<dyn Collect>>>,
+}
+
+impl Inner {
+    fn sets(&self) -> usize {
+        let collectors = self.collectors.read().clone();
+        collectors.iter().map(|collector| collector.sets()).sum()
+    }
 }
 
 impl fmt::Debug for Registry {
@@ -146,6 +173,7 @@ impl Registry {
         let inner = Inner {
             limits,
             started: Instant::now(),
+            expired: AtomicUsize::new(0),
             collectors: RwLock::default(),
         };
         Self {
@@ -204,10 +232,54 @@ impl Registry {
     /// Removes label sets that were idle for [`Limits::idle`] at `now`; returns how many.
     pub fn expire(&self, now: Instant) -> usize {
         let collectors = self.inner.collectors.read().clone();
-        collectors
+        let removed: usize = collectors
             .iter()
             .map(|collector| collector.expire(now))
-            .sum()
+            .sum();
+        self.inner.expired.fetch_add(removed, Relaxed);
+        removed
+    }
+
+    /// Removes idle label sets from time to time, for ever; also where nobody scrapes.
+    pub async fn keep_expiring(self) {
+        let mut every = tokio::time::interval(self.inner.limits.look());
+        loop {
+            let now = every.tick().await;
+            self.expire(now.into_std());
+        }
+    }
+
+    /// Adds what the registry has to say of itself: its label sets now, how many a family may have,
+    /// and how many have expired.
+    pub fn show_itself(&self) {
+        let figures: [(_, _, _, Figure); 3] = [
+            (
+                "ambit_metrics_label_sets",
+                "Label sets of all metrics now.",
+                Kind::Gauge,
+                |inner| counted(inner.sets()),
+            ),
+            (
+                "ambit_metrics_label_sets_limit",
+                "Label sets that one family of metrics may have.",
+                Kind::Gauge,
+                |inner| counted(inner.limits.sets),
+            ),
+            (
+                "ambit_metrics_label_sets_expired",
+                "Label sets removed because nothing used them any more.",
+                Kind::Counter,
+                |inner| counted(inner.expired.load(Relaxed)),
+            ),
+        ];
+        for (name, help, kind, figure) in figures {
+            // The registry owns the closure: a strong reference back would keep both for ever.
+            let inner = Arc::downgrade(&self.inner);
+            let descriptor = Descriptor { name, help, kind };
+            self.computed(descriptor, move || {
+                inner.upgrade().map(|inner| figure(&inner))
+            });
+        }
     }
 
     /// The whole registry as text, in pieces, so that a large one is never one string.
@@ -232,6 +304,18 @@ impl Registry {
     fn register(&self, collector: Arc<dyn Collect>) {
         self.inner.collectors.write().push(collector);
     }
+}
+
+/// How a figure of the registry itself is found.
+type Figure = fn(&Inner) -> f64;
+
+/// A count as a metric's value.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts of label sets stay below 2^53"
+)]
+fn counted(count: usize) -> f64 {
+    count as f64
 }
 
 use crate::labels;

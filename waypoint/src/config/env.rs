@@ -13,6 +13,7 @@ use std::time::Duration;
 use ambit_control::{Roots, TokenSource};
 use ambit_model::identity::Identity;
 use ambit_observe::logging::LogFormat;
+use ambit_observe::metrics::{LEAST_IDLE, Limits};
 use serde_json::Value;
 
 use super::{Endpoint, HBONE_PORT, Problem, Settings};
@@ -147,6 +148,7 @@ impl Reader {
             readiness_addr: SocketAddr::from(([0u16; 8], 15021)),
             log_filter: self.text("RUST_LOG").unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format(arguments),
+            metrics: self.metrics(),
             version_tag,
         };
         let metadata = self.metadata(&settings, machine);
@@ -289,6 +291,23 @@ impl Reader {
             );
         }
         count.max(1)
+    }
+
+    /// `METRICS_MAX_LABEL_SETS` and `METRICS_IDLE_TIMEOUT`.
+    fn metrics(&mut self) -> Limits {
+        let default = Limits::default();
+        let (sets, idle) = ("METRICS_MAX_LABEL_SETS", "METRICS_IDLE_TIMEOUT");
+        let limits = Limits {
+            sets: self.parse(sets, default.sets),
+            idle: self.period(idle, default.idle),
+        };
+        if limits.sets == 0 {
+            self.problem(sets, "0 would count nothing by name; at least 1");
+        }
+        if limits.idle < LEAST_IDLE {
+            self.problem(idle, "less than a second");
+        }
+        limits
     }
 
     fn log_format(&mut self, arguments: &[String]) -> LogFormat {

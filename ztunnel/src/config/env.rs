@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ambit_observe::metrics::{LEAST_IDLE, Limits};
 use serde::Deserialize;
 
 use super::value::{boolean, cpus, deadline_within, default_threads, duration, threads};
@@ -177,6 +178,7 @@ impl Reader {
             readiness_addr: wildcard(ipv6_enabled, 15021),
             log_filter: self.or("RUST_LOG", "info"),
             log_format: self.log_format(),
+            metrics: self.metrics(),
             version_tag: self.or("ISTIO_META_ISTIO_VERSION", "unknown"),
         }
     }
@@ -232,6 +234,23 @@ impl Reader {
             self.problem(name, "0 would carry nothing; at least 1");
         }
         value
+    }
+
+    /// `METRICS_MAX_LABEL_SETS` and `METRICS_IDLE_TIMEOUT`.
+    fn metrics(&mut self) -> Limits {
+        let default = Limits::default();
+        let (sets, idle) = ("METRICS_MAX_LABEL_SETS", "METRICS_IDLE_TIMEOUT");
+        let limits = Limits {
+            sets: self.parse(sets, default.sets),
+            idle: self.period(idle, default.idle),
+        };
+        if limits.sets == 0 {
+            self.problem(sets, "0 would count nothing by name; at least 1");
+        }
+        if limits.idle < LEAST_IDLE {
+            self.problem(idle, "less than a second");
+        }
+        limits
     }
 
     /// PROXY_CONFIG over the mesh file's defaultConfig, field by field; metadata merged.

@@ -173,6 +173,10 @@ impl<S: Series> Entry<S> {
 pub(super) trait Collect: Send + Sync {
     /// Removes sets idle for too long at `now`.
     fn expire(&self, now: Instant) -> usize;
+    /// How many label sets there are.
+    fn sets(&self) -> usize {
+        0
+    }
     /// The sets of this moment, to be written without holding a lock.
     fn snapshot(&self) -> Box<dyn Snapshot>;
 }
@@ -202,6 +206,10 @@ impl<S: Series> Collect for Family<S> {
             sets.shrink_to_fit();
         }
         removed
+    }
+
+    fn sets(&self) -> usize {
+        self.sets()
     }
 
     fn snapshot(&self) -> Box<dyn Snapshot> {

@@ -130,6 +130,46 @@ fn a_set_expires_only_when_nobody_holds_it() {
 }
 
 #[test]
+fn a_registry_says_how_many_sets_it_has_and_how_many_expired() {
+    let registry = small(8);
+    registry.show_itself();
+    let family = registry.family::<Sample>();
+    let _held = family.resolve(|labels| labels.open("who", "held"));
+    drop(family.resolve(|labels| labels.open("who", "left")));
+    let shows = |sets, expired| {
+        let text = registry.render(Format::Text);
+        text.contains(&format!("\nambit_metrics_label_sets {sets}\n"))
+            && text.contains("\nambit_metrics_label_sets_limit 8\n")
+            && text.contains(&format!(
+                "\nambit_metrics_label_sets_expired_total {expired}\n"
+            ))
+    };
+    assert!(shows(2, 0));
+    let start = Instant::now();
+    registry.expire(start);
+    registry.expire(start + Duration::from_secs(61));
+    assert!(shows(1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_sets_go_where_nobody_scrapes_too() {
+    let limits = Limits {
+        sets: 8,
+        idle: LEAST_IDLE,
+    };
+    assert!(limits.look() < limits.idle);
+    assert!(Limits::default().look() < Limits::default().idle);
+    let registry = Registry::new(limits);
+    let family = registry.family::<Sample>();
+    drop(family.resolve(|labels| labels.open("who", "left")));
+    let looking = tokio::spawn(registry.keep_expiring());
+    // One look finds it idle, and one finds it idle for long.
+    tokio::time::sleep(3 * limits.idle).await;
+    assert_eq!(family.sets(), 0);
+    looking.abort();
+}
+
+#[test]
 fn a_large_family_is_read_in_pieces() {
     let registry = small(4096);
     let family = registry.family::<Sample>();

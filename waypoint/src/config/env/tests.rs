@@ -86,6 +86,8 @@ fn every_wrong_setting_is_named() {
         ("XDS_ADDRESS", "http://plain:15010"),
         ("SECRET_TTL", "soon"),
         ("WAYPOINT_WORKER_THREADS", "many"),
+        ("METRICS_MAX_LABEL_SETS", "0"),
+        ("METRICS_IDLE_TIMEOUT", "10ms"),
         ("ISTIO_METAJSON_LABELS", "{"),
         ("CRL_PATH", "/crl"),
     ];

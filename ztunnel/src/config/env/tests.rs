@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ambit_observe::metrics::Limits;
+
 use super::{Machine, read};
 use crate::config::{OriginalSource, Roots, Settings, Source, Token};
 
@@ -36,6 +38,21 @@ fn starts_with_nothing_set() {
     assert_eq!(s.auth, None);
     assert_eq!(s.admin_addr.to_string(), "127.0.0.1:15000");
     assert_eq!(s.stats_addr.to_string(), "[::]:15020");
+    assert_eq!(s.metrics, Limits::default());
+}
+
+#[test]
+fn bounds_the_label_sets_of_metrics() {
+    let rows = [
+        ("METRICS_MAX_LABEL_SETS", "20"),
+        ("METRICS_IDLE_TIMEOUT", "30s"),
+    ];
+    let s = settings(&rows, &two_cpus()).unwrap();
+    let wanted = Limits {
+        sets: 20,
+        idle: Duration::from_secs(30),
+    };
+    assert_eq!(s.metrics, wanted);
 }
 
 #[test]
@@ -51,6 +68,8 @@ fn refuses_wrong_values_by_name_and_reports_them_all() {
         ("LOG_FORMAT", "xml"),
         ("HTTP2_FRAME_SIZE", "12"),
         ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
+        ("METRICS_MAX_LABEL_SETS", "0"),
+        ("METRICS_IDLE_TIMEOUT", "10ms"),
         ("ZTUNNEL_WORKER_THREADS", "lots"),
         ("PROXY_CONFIG", "concurrency: [1"),
         ("ISTIO_METAJSON_LABELS", "{"),
