@@ -1,13 +1,14 @@
 //! The cases of the namespace world. Each needs root, and fails without it.
 
-mod badinput;
+mod bad_input;
 mod bytes;
 mod contract;
 mod enrolment;
 mod failure;
+mod load;
 mod mesh;
 mod network;
-mod observe;
+mod observation;
 mod policy;
 mod waypoint;
 mod wire;

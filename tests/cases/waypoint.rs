@@ -1,7 +1,9 @@
 //! The waypoint: routing, rules, failures, protocols.
 
 mod envoy;
+mod failure;
 mod manifests;
+mod observed;
 mod protocols;
 mod rules;
 mod table;
@@ -93,84 +95,4 @@ fn weights_are_kept_within_three_points() {
         (share - 10.0).abs() <= 3.0,
         "{share} of a hundred went to v2: {counts:?}"
     );
-}
-
-/// Path, status and flag in the log, and the service whose answer it is.
-const LOGGED: [(&str, &str, &str, &str); 4] = [
-    ("/plain", "200", "-", "v1"),
-    ("/empty", "503", "UH", "empty"),
-    ("/delay/5000", "504", "UT", "v1"),
-    ("/shut", "503", "*UC", "shut"),
-];
-
-#[test]
-fn a_request_is_one_record_and_one_count_with_reporter_waypoint() {
-    let world = WORLD.alone();
-    let _apps = serve(&world);
-    let (client, server) = (world.pod("mesh/client"), world.pod("mesh/v1"));
-    for (path, code, flags, service) in LOGGED {
-        let service = format!("{service}.mesh.svc.cluster.local");
-        let labels = [
-            ("reporter", "waypoint"),
-            ("source_workload", "client"),
-            ("source_principal", &client.identity()[..]),
-            ("destination_service", &service[..]),
-            ("request_protocol", "http"),
-            ("response_code", code),
-        ];
-        let before = world.metrics(WAYPOINT).sum("istio_requests_total", &labels);
-        let answer = client.get(&format!("http://shop.mesh{path}")).unwrap();
-        assert_eq!(answer.status.as_str(), code, "{path}");
-        world.wait_metric(WAYPOINT, "istio_requests_total", &labels, before + 1.0);
-        let fields = [("path", path), ("response_code", code), ("method", "GET")];
-        let found = world.wait_records(WAYPOINT, &fields, 1);
-        let wanted =
-            |record: &ambit_tests::records::Record| record.has(&[("response_flags", flags)]);
-        assert!(found.iter().all(wanted), "{path}: {found:?}");
-    }
-    let labels = [
-        ("reporter", "waypoint"),
-        ("destination_principal", &server.identity()[..]),
-    ];
-    let metrics = world.metrics(WAYPOINT);
-    assert!(metrics.sum("istio_requests_total", &labels) >= 1.0);
-    let dropped = metrics.find("ambit_log_lines_dropped_total", &[]).next();
-    assert!(dropped.is_some_and(|sample| sample.value < 0.5));
-    // The node proxy behind the waypoint sees the waypoint as the client.
-    let fields = [
-        ("direction", "inbound"),
-        ("src.workload", "waypoint"),
-        ("dst.workload", "v1"),
-    ];
-    world.wait_records("ztunnel-n2", &fields, 1);
-}
-
-#[test]
-fn a_killed_waypoint_leaks_nothing_and_traffic_returns() {
-    let world = WORLD.alone();
-    let _apps = serve(&world);
-    let client = world.pod("mesh/client");
-    let capture = world.capture();
-    world.kill(WAYPOINT);
-    for _ in 0..5 {
-        let answer = client.request(
-            Method::GET,
-            "http://shop.mesh/",
-            &[("x-m", "MARKER-waypoint")],
-        );
-        assert!(
-            !answer.is_ok_and(|answer| answer.status == 200),
-            "nothing goes round the waypoint"
-        );
-    }
-    world.start_again(WAYPOINT);
-    world.eventually("traffic returns", || {
-        let answer = client.request(
-            Method::GET,
-            "http://shop.mesh/",
-            &[("x-m", "MARKER-waypoint")],
-        );
-        answer.is_ok_and(|answer| answer.status == 200)
-    });
-    assert_eq!(capture.end().with("MARKER-waypoint"), 0);
 }

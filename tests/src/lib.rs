@@ -26,6 +26,7 @@
 
 pub mod apps;
 pub mod capture;
+pub mod discovery;
 pub mod envoy;
 pub mod expect;
 pub mod http;

@@ -99,6 +99,13 @@ impl Programs {
             .insert(variable.to_owned(), value.to_owned());
     }
 
+    /// One of a program's variables, as its next start will have it.
+    #[must_use]
+    pub fn variable(&self, name: &str, variable: &str) -> Option<String> {
+        let running = self.running.lock();
+        running.get(name)?.recipe.environment.get(variable).cloned()
+    }
+
     /// Ends a program with a signal and waits until it is gone.
     ///
     /// # Panics

@@ -30,7 +30,7 @@ pub const CHANGE: Duration = Duration::from_secs(15);
 const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
-/// The controller's own.
+/// The controller's and the agents' own.
 const CONTROLLER_ADMIN: u16 = 15014;
 
 mod look;
@@ -254,6 +254,12 @@ impl World {
             &file,
             &manifests::pod(&plan, &self.run.namespace_path(&plan.netns())),
         );
+    }
+
+    /// Where a pod's network namespace is, as its manifest says it.
+    #[must_use]
+    pub fn netns_path(&self, path: &str) -> PathBuf {
+        self.run.namespace_path(&self.pod(path).plan.netns())
     }
 
     fn write_manifests(&self) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::network::node_address;
 use crate::records::{self, Record};
 
 impl World {
-    /// Asks a proxy's or the controller's admin port.
+    /// Asks a program's admin port.
     ///
     /// # Errors
     ///
@@ -117,10 +117,11 @@ impl World {
         eventually_true(CHANGE, what, look);
     }
 
-    /// The namespace of a program, and zero for the controller.
+    /// The namespace of a program, and zero if its admin port is not a proxy's.
     fn place(&self, program: &str) -> (&Netns, u16) {
         match program.split_once('-') {
-            Some(("ztunnel" | "agent", node)) => (self.netns(node), 1),
+            Some(("ztunnel", node)) => (self.netns(node), 1),
+            Some(("agent", node)) => (self.netns(node), 0),
             Some((_, pod)) => (self.netns(pod), 1),
             None => (self.netns("control"), 0),
         }
