@@ -20,7 +20,7 @@ use std::fmt;
 mod head;
 mod io;
 
-pub use io::{GuardedIo, Signals};
+pub use io::{GuardedIo, Signals, is_placeholder};
 
 /// A chunk-size line or a trailer line longer than this serves no honest client.
 const MAX_LINE: usize = 8 * 1024;
@@ -48,7 +48,7 @@ pub enum Refusal {
     Coding,
     /// Several `host` headers, or none in HTTP/1.1.
     Host,
-    /// A chunk that is not one.
+    /// A chunk that is not one, or trailers that are none.
     Chunk,
     /// The head is larger than the chain allows.
     TooLarge,
@@ -71,6 +71,12 @@ impl Refusal {
             | Self::Host
             | Self::Chunk => 400,
         }
+    }
+
+    /// Whether it is about what follows a head that was passed on.
+    #[must_use]
+    pub fn is_of_body(self) -> bool {
+        self == Self::Chunk
     }
 
     /// What the access log says, in the style of Envoy's response code details.
@@ -162,10 +168,13 @@ impl Guard {
             if rest.is_empty() {
                 return Passed::Bytes(at);
             }
+            let in_head = self.place == Place::Head;
             match self.step(rest) {
                 Ok(0) => return Passed::Bytes(at),
                 Ok(taken) => at += taken,
-                Err(refusal) => return Passed::Refused(at, refusal),
+                Err(refusal) if in_head => return Passed::Refused(at, refusal),
+                // Of a body only that much is said.
+                Err(_) => return Passed::Refused(at, Refusal::Chunk),
             }
         }
     }

@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::plan::{ClientCert, HttpSettings, Underscores};
 
@@ -87,12 +87,43 @@ pub enum HeadersRefused {
     /// An HTTP/2 request with a header of HTTP/1 connections, or `te` other than `trailers`. 400.
     #[error("request has a connection header")]
     ConnectionHeader,
+    /// More than one `content-length`, or one that is no decimal number. 400.
+    #[error("request has no single length")]
+    Length,
+    /// A method that differs from one of HTTP's in its letters' case alone. 400.
+    #[error("request has a method in the wrong case")]
+    Method,
     /// A name with an underscore where the control plane forbids them. 400.
     #[error("request has a header name with an underscore")]
     Underscore,
     /// More headers than allowed. 431.
     #[error("request has too many headers")]
     TooMany,
+}
+
+/// Methods have case (RFC 9110 section 9.1), but servers exist that fold it: to those, `delete` is what
+/// a rule on `DELETE` is about. Methods of other names are nobody's but the endpoint's business.
+///
+/// # Errors
+/// If the method is one of HTTP's but for its case.
+pub fn check_method(method: &Method) -> Result<(), HeadersRefused> {
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::CONNECT,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PATCH,
+    ];
+    let is = |known: &Method| known.as_str().eq_ignore_ascii_case(method.as_str());
+    if known.contains(method) || !known.iter().any(is) {
+        Ok(())
+    } else {
+        Err(HeadersRefused::Method)
+    }
 }
 
 /// Checks the headers of a request as they came. `http2` says how.
@@ -106,6 +137,15 @@ pub fn check(
 ) -> Result<(), HeadersRefused> {
     if headers.len() > settings.max_headers {
         return Err(HeadersRefused::TooMany);
+    }
+    // In HTTP/1 the guard saw to it. In HTTP/2 frames count, but the next hop may speak HTTP/1.
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let decimal = |length: &HeaderValue| {
+        let length = length.as_bytes();
+        !length.is_empty() && length.iter().all(u8::is_ascii_digit)
+    };
+    if !lengths.next().is_none_or(decimal) || lengths.next().is_some() {
+        return Err(HeadersRefused::Length);
     }
     if http2 {
         let forbidden = [

@@ -40,8 +40,8 @@ use crate::filter::Filter;
 use crate::filter::headers::{Edit, apply};
 use crate::format::{Command, HeaderRef, Values};
 use crate::guard::Signals;
-use crate::headers::path::{self, PathRefused};
-use crate::headers::{self, HeadersRefused, names};
+use crate::headers::path;
+use crate::headers::{self, names};
 use crate::plan::{Cluster, HttpChain, HttpSettings, Plan, Target};
 use crate::record::Record;
 use crate::respond::Reply;
@@ -50,6 +50,10 @@ use crate::rules::Verdict;
 use crate::serve::{Connection, Shared};
 use crate::server::UpgradeSlot;
 use crate::subject::{Strict, Subject};
+
+mod misread;
+
+use misread::{guard_refusal, misread, path_refused, refused, refused_by_guard, unread};
 
 /// What a server hands to each of its requests.
 #[derive(Debug)]
@@ -102,12 +106,12 @@ pub async fn serve(exchange: Rc<Exchange>, request: Request<Incoming>) -> Respon
     let plan = exchange.shared.plan.load_full();
     let chain = chain_now(&plan, &exchange);
     let mut record = Record::begin(&exchange.shared, &exchange.connection, &chain);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let body = RequestBody::new(body, Rc::clone(record.progress()));
     // 1, 2
-    let mut canonical = match canonical(parts, &chain, &exchange) {
+    let mut canonical = match canonical(&mut parts, &chain, &exchange) {
         Ok(canonical) => canonical,
-        Err(reply) => return finish(&chain, reply.into_response(record)),
+        Err(reply) => return misread(&chain, reply, &parts, &exchange, record),
     };
     record.request(
         &canonical.method,
@@ -163,7 +167,7 @@ pub async fn serve(exchange: Rc<Exchange>, request: Request<Incoming>) -> Respon
     };
     let mut response = match Box::pin(attempt::run(sending, body, record)).await {
         Answer::Upstream(response) => *response,
-        Answer::Local(reply, record) => reply.into_response(record),
+        Answer::Local(reply, record) => unread(&exchange, reply).into_response(record),
     };
     // 11
     canonical.path_and_query = original;
@@ -192,29 +196,23 @@ fn chain_now(plan: &Plan, exchange: &Exchange) -> Arc<HttpChain> {
     }
 }
 
-/// Steps 1 and 2.
+/// Steps 1 and 2. What is refused stays in `parts`.
 fn canonical(
-    parts: http::request::Parts,
+    parts: &mut http::request::Parts,
     chain: &HttpChain,
     exchange: &Exchange,
 ) -> Result<Canonical, Reply> {
-    if let Some(refusal) = exchange.signals.as_ref().and_then(Signals::refusal) {
-        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
-        return Err(Reply::bad_request(status, refusal.details()));
+    if let Some(refusal) = guard_refusal(parts, exchange) {
+        return Err(refused_by_guard(refusal));
     }
     let settings = &chain.settings;
-    let http::request::Parts {
-        method,
-        uri,
-        version,
-        mut headers,
-        ..
-    } = parts;
-    if method == Method::CONNECT {
-        return Err(Reply::bad_request(
-            StatusCode::NOT_FOUND,
-            "connect_is_not_served",
-        ));
+    let (method, uri, version) = (&parts.method, &parts.uri, parts.version);
+    let headers = &mut parts.headers;
+    headers::check_method(method).map_err(refused)?;
+    if *method == Method::CONNECT {
+        let mut reply = Reply::bad_request(StatusCode::NOT_FOUND, "connect_is_not_served");
+        reply.body = bytes::Bytes::new();
+        return Err(reply);
     }
     let http2 = version == Version::HTTP_2;
     if version == Version::HTTP_10 && !settings.accept_http_10 {
@@ -223,9 +221,9 @@ fn canonical(
             "low_version",
         ));
     }
-    headers::check(&mut headers, http2, settings).map_err(refused)?;
-    let authority = headers::take_host(&mut headers, uri.authority()).map_err(refused)?;
-    let upgrade = upgrade_of(&headers, http2);
+    headers::check(headers, http2, settings).map_err(refused)?;
+    let authority = headers::take_host(headers, uri.authority()).map_err(refused)?;
+    let upgrade = upgrade_of(headers, http2);
     if let Some(wanted) = &upgrade {
         let listed = settings
             .upgrades
@@ -238,26 +236,26 @@ fn canonical(
             return Err(reply);
         }
     }
-    headers::strip_hop_by_hop(&mut headers);
-    headers::strip_untrusted(&mut headers, settings);
-    let made = canonical_path(&method, &uri, settings)?;
-    let remote = headers::remote(&headers, exchange.connection.source().ip());
-    let scheme = headers::scheme(&mut headers);
+    let made = canonical_path(method, uri, settings)?;
+    headers::strip_hop_by_hop(headers);
+    headers::strip_untrusted(headers, settings);
+    let remote = headers::remote(headers, exchange.connection.source().ip());
+    let scheme = headers::scheme(headers);
     if settings.generate_request_id {
-        headers::request_id(&mut headers, &mut || fastrand::u64(..));
+        headers::request_id(headers, &mut || fastrand::u64(..));
     }
     if settings.append_forwarded_port && !headers.contains_key(names::X_FORWARDED_PORT) {
         let port = HeaderValue::from(exchange.connection.destination().port());
         headers.insert(names::X_FORWARDED_PORT, port);
     }
     Ok(Canonical {
-        method,
         version,
         scheme,
         authority,
         path_and_query: made.path_and_query.into_owned(),
         strict: made.strict,
-        headers,
+        method: std::mem::take(&mut parts.method),
+        headers: std::mem::take(&mut parts.headers),
         remote,
         upgrade,
     })
@@ -296,24 +294,8 @@ fn canonical_path<'a>(
     Ok(made)
 }
 
-fn refused(refused: HeadersRefused) -> Reply {
-    let status = match refused {
-        HeadersRefused::TooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        HeadersRefused::Host | HeadersRefused::ConnectionHeader | HeadersRefused::Underscore => {
-            StatusCode::BAD_REQUEST
-        }
-    };
-    Reply::bad_request(status, refused.to_string().replace(' ', "_"))
-}
-
-fn path_refused(refused: &PathRefused) -> Reply {
-    Reply::bad_request(
-        StatusCode::BAD_REQUEST,
-        refused.to_string().replace(' ', "_"),
-    )
-}
-
-/// The protocol that an HTTP/1 request asks to switch to.
+/// The protocol that an HTTP/1 request asks to switch to. HTTP/2 is none: RFC 9113 section 3.1 took that
+/// upgrade back, so that it is ignored.
 fn upgrade_of(headers: &HeaderMap, http2: bool) -> Option<HeaderValue> {
     if http2 {
         return None;
@@ -325,7 +307,8 @@ fn upgrade_of(headers: &HeaderMap, http2: bool) -> Option<HeaderValue> {
         .flat_map(|value| value.split(','))
         .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
     if asks {
-        headers.get(UPGRADE).cloned()
+        let wanted = headers.get(UPGRADE)?;
+        (!wanted.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| wanted.clone())
     } else {
         None
     }

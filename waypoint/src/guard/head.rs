@@ -7,7 +7,7 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
     let mut lines = Lines(head);
     let first = lines.next().ok_or(Refusal::RequestLine)??;
     let version = request_line(first)?;
-    let (mut length, mut chunked, mut hosts) = (None, false, 0);
+    let (mut length, mut chunked, mut unknown, mut hosts) = (None, false, false, 0);
     for line in lines {
         let (name, value) = check_field(line?)?;
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -16,9 +16,8 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
             }
             length = Some(decimal(value)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if chunked || !value.eq_ignore_ascii_case(b"chunked") || version == Version::Http10 {
-                return Err(Refusal::Coding);
-            }
+            unknown |=
+                chunked || !value.eq_ignore_ascii_case(b"chunked") || version == Version::Http10;
             chunked = true;
         } else if name.eq_ignore_ascii_case(b"host") {
             hosts += 1;
@@ -29,6 +28,7 @@ pub(super) fn check(head: &[u8]) -> Result<Body, Refusal> {
     }
     match (length, chunked) {
         (Some(_), true) => Err(Refusal::Lengths),
+        (None, true) if unknown => Err(Refusal::Coding),
         (Some(length), false) => Ok(Body::Length(length)),
         (None, true) => Ok(Body::Chunked),
         (None, false) => Ok(Body::Empty),
@@ -91,7 +91,8 @@ fn request_line(line: &[u8]) -> Result<Version, Refusal> {
     else {
         return Err(Refusal::RequestLine);
     };
-    let visible = |byte: &u8| *byte > b' ' && *byte != 0x7f;
+    // A fragment is the client's own; a library would drop it in silence.
+    let visible = |byte: &u8| *byte > b' ' && *byte != 0x7f && *byte != b'#';
     if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
         return Err(Refusal::RequestLine);
     }

@@ -13,8 +13,16 @@ use crate::forward::forward_writes;
 
 /// What the library reads in the place of a refused request. It is sound, so that the library hands it
 /// to the service; the service asks [`Signals::refusal`] first and answers the refusal. It stands
-/// for exactly one request, after which the connection ends.
+/// for exactly one request, after which the connection ends. In the place of a chunk it is none, and
+/// the library ends the body with an error.
 const PLACEHOLDER: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+
+/// Whether a request may be the one that stands in the place of a refused one.
+#[must_use]
+pub fn is_placeholder(request: &http::request::Parts) -> bool {
+    let host = request.headers.get(http::header::HOST);
+    host.is_some_and(|host| host == "refused")
+}
 
 /// Read at a time while a head is incomplete.
 const PIECE: usize = 4 * 1024;
@@ -30,7 +38,8 @@ struct SignalsInner {
 }
 
 impl Signals {
-    /// Why the request that the service was just given is not one, if so.
+    /// Why what the client sent was refused, if it was: then an [`is_placeholder`] request, or the
+    /// body of the last one, stands for it.
     #[must_use]
     pub fn refusal(&self) -> Option<Refusal> {
         self.0.refusal.get()

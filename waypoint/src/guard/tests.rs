@@ -77,6 +77,7 @@ fn request_lines_have_three_words_and_a_version() {
         "GET  / HTTP/1.1",
         "GET / HTTP/1.1 ",
         "GET /a b HTTP/1.1",
+        "GET /a#b HTTP/1.1",
         "GET / HTTP/2.0",
         "G(T / HTTP/1.1",
         "GET\t/ HTTP/1.1",

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{HeadersRefused, check, remote, request_id, strip_hop_by_hop, take_host};
+use super::{HeadersRefused, check, check_method, remote, request_id, strip_hop_by_hop, take_host};
 use crate::plan::{HttpSettings, Underscores};
 
 fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -132,4 +132,40 @@ fn a_request_id_is_made_once_and_is_a_uuid() {
     assert_eq!(map["x-request-id"], "ffffffff-ffff-4fff-bfff-ffffffffffff");
     request_id(&mut map, &mut || 0);
     assert_eq!(map["x-request-id"], "ffffffff-ffff-4fff-bfff-ffffffffffff");
+}
+
+#[test]
+fn methods_of_http_have_their_case_and_others_are_free() {
+    for (method, sound) in [
+        ("GET", true),
+        ("DELETE", true),
+        ("BREW", true),
+        ("brew", true),
+        ("get", false),
+        ("Delete", false),
+        ("cONNECT", false),
+    ] {
+        let method = method.parse().unwrap();
+        assert_eq!(check_method(&method).is_ok(), sound, "{method}");
+    }
+}
+
+#[test]
+fn a_request_has_at_most_one_length_and_it_is_a_number() {
+    for (lengths, sound) in [
+        (&[][..], true),
+        (&["5"], true),
+        (&["5", "5"], false),
+        (&["5", "0"], false),
+        (&["5, 5"], false),
+        (&["+5"], false),
+        (&[""], false),
+    ] {
+        let mut list = headers(&[]);
+        for length in lengths {
+            list.append("content-length", HeaderValue::from_static(length));
+        }
+        let checked = check(&mut list, true, &HttpSettings::default());
+        assert_eq!(checked.is_ok(), sound, "{lengths:?}");
+    }
 }
