@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ambit_wire::authority::Authority;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
@@ -201,6 +201,11 @@ fn request(
         let mut parts = http::uri::Parts::default();
         parts.path_and_query = path;
         *head.uri_mut() = http::Uri::from_parts(parts).unwrap_or_default();
+        // Of some methods the library takes it that they have no body unless a header says so.
+        if !body.is_empty() && !head.headers().contains_key(CONTENT_LENGTH) {
+            head.headers_mut()
+                .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
     if let Some(left) = left
         && let Ok(millis) = u64::try_from(left.as_millis())
@@ -225,7 +230,9 @@ async fn answered(
     let (mut parts, incoming) = response.into_parts();
     // The client's side of HTTP has a version of its own.
     parts.version = Version::default();
-    if let Some(took) = record.service_time()
+    // As Envoy: not where the answer began before the request had ended.
+    if record.progress().ended().is_some()
+        && let Some(took) = record.service_time()
         && let Ok(millis) = u64::try_from(took.as_millis())
     {
         parts.headers.insert(
@@ -279,8 +286,8 @@ async fn upgraded(
 /// What the client is told when the last try failed.
 fn failed(failure: &Failure, exhausted: bool, record: &mut Record) -> Reply {
     if exhausted {
-        record.flag(failure.flag());
         record.flag(Flag::RetryLimit);
+        record.flag(failure.flag());
     }
     match failure {
         Failure::TryTimeout => Reply::timeout("upstream_per_try_timeout"),
@@ -288,6 +295,9 @@ fn failed(failure: &Failure, exhausted: bool, record: &mut Record) -> Reply {
         Failure::Connect(error) => {
             let text = error.to_string();
             record.transport_failure(&text);
+            if exhausted && failure.flag() == Flag::UpstreamFailure {
+                return Reply::retried(failure.flag(), error.reset_reason());
+            }
             Reply::upstream_failed(failure.flag(), error.reset_reason(), error.transport_text())
         }
         Failure::Protocol(text) => {

@@ -132,6 +132,18 @@ impl Reply {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Some(flag), details, text)
     }
 
+    /// No connection to any endpoint, tried again as often as the route allows: Envoy then says so, and
+    /// nothing of the transport.
+    #[must_use]
+    pub fn retried(flag: Flag, reason: &str) -> Self {
+        let mut reply = Self::upstream_failed(flag, reason, None);
+        let text = format!(
+            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {reason}"
+        );
+        reply.body = text.into();
+        reply
+    }
+
     /// The route's timeout, or that of the last try, ran out.
     #[must_use]
     pub fn timeout(details: &'static str) -> Self {
@@ -185,8 +197,9 @@ impl Reply {
         } else {
             if !body.is_empty() {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+                // Of an empty one HTTP/1 has the length without our saying so, and HTTP/2 needs none.
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
             }
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         if let Some(location) = self.location {
             headers.insert(LOCATION, location);
