@@ -1,22 +1,27 @@
 //! The waypoint: routing, rules, failures, protocols.
 
+mod case;
+mod differences;
 mod envoy;
 mod failure;
+mod framing;
 mod manifests;
 mod observed;
 mod protocols;
+mod requests;
 mod rules;
-mod table;
+mod streams;
 
-use std::collections::BTreeMap;
-
+use ambit_tests::apps::App;
+use ambit_tests::apps::heard::Heard;
 use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::world::{Shared, World, started};
-use bytes::Bytes;
-use http::{Method, Version};
 
 /// The waypoint's program and pod.
 const WAYPOINT: &str = "waypoint-mesh-waypoint";
+
+/// Where v1 writes down what it is sent.
+const HEARD: u16 = 8081;
 
 /// A shop of two versions behind a waypoint; `mesh/client` and `mesh/other` call it.
 pub fn plan(name: &str) -> Plan {
@@ -30,15 +35,30 @@ pub fn plan(name: &str) -> Plan {
         .pod("mesh/other", 1)
         .pod("mesh/v1", 2)
         .pod("mesh/v2", 1)
+        // Beside the mesh: reached plain, so that its refusals are its own.
+        .pod_with("mesh/bare", 2, |pod| {
+            pod.label("istio.io/dataplane-mode", "none")
+        })
         .service("mesh/v1", "v1", http)
         .service("mesh/v2", "v2", http)
         .service("mesh/empty", "nobody", http)
-        .service("mesh/shut", "v1", &[("http", 80, 8099)]);
+        .service("mesh/shut", "v1", &[("http", 80, 8099)])
+        .service("mesh/breaks", "v1", &[("http", 80, 8098)])
+        .service("mesh/refused", "bare", http);
     // Services whose traffic goes through the waypoint; all are served by v1 unless a route says
     // otherwise.
-    for service in ["mesh/shop", "mesh/narrow", "mesh/ruled"] {
+    for (service, port) in [
+        ("mesh/shop", 8080),
+        ("mesh/narrow", 8080),
+        ("mesh/order", 8080),
+        ("mesh/ruled", 8080),
+        ("mesh/guarded", 8080),
+        ("mesh/roles", 8080),
+        ("mesh/spelled", HEARD),
+        ("mesh/framing", HEARD),
+    ] {
         plan = plan
-            .service(service, "v1", http)
+            .service(service, "v1", &[("http", 80, port)])
             .labelled(behind.0, behind.1);
     }
     plan.service("mesh/h2", "v1", &[("http2", 80, 8080), ("grpc", 81, 8080)])
@@ -46,13 +66,17 @@ pub fn plan(name: &str) -> Plan {
         .service("mesh/bytes", "v1", &[("tcp", 9000, 9000)])
         .labelled(behind.0, behind.1)
         .waypoint("mesh/waypoint", 2, "service")
-        .manifest("routes", manifests::ROUTES)
+        .manifest(
+            "routes",
+            &(manifests::ROUTES.to_owned() + &manifests::order()),
+        )
+        .manifest("static-rules", &manifests::rules())
 }
 
 static WORLD: Shared = Shared::new(|| started(plan("way")));
 
 /// The shop's pods serve for as long as the answer lives.
-fn serve(world: &World) -> [ambit_tests::apps::App; 2] {
+fn serve(world: &World) -> [App; 2] {
     let apps = ["v1", "v2"].map(|name| world.pod(&format!("mesh/{name}")).serve_http(8080, name));
     world.eventually("the routes are in force", || {
         let answer = world.pod("mesh/client").get("http://shop.mesh/exact");
@@ -61,38 +85,11 @@ fn serve(world: &World) -> [ambit_tests::apps::App; 2] {
     apps
 }
 
-#[test]
-fn each_request_goes_where_its_route_says_and_failures_are_answered_as_envoy_does() {
-    let world = WORLD.alone();
-    let _apps = serve(&world);
-    let mut wrong = Vec::new();
-    for case in table::CASES {
-        if let Err(found) = case.check(world.pod("mesh/client")) {
-            wrong.push(format!("{}: {found}", case.what));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-#[test]
-fn weights_are_kept_within_three_points() {
-    const REQUESTS: u32 = 2000;
-    let world = WORLD.alone();
-    let _apps = serve(&world);
-    let mut connection = world
-        .pod("mesh/client")
-        .http("shop.mesh:80", Version::HTTP_11)
-        .unwrap();
-    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-    for _ in 0..REQUESTS {
-        let answer = connection
-            .send(Method::GET, "/weights", &[], Bytes::new())
-            .unwrap();
-        *counts.entry(answer.json()["name"].to_string()).or_default() += 1;
-    }
-    let share = f64::from(counts["\"v2\""]) / f64::from(REQUESTS) * 100.0;
-    assert!(
-        (share - 10.0).abs() <= 3.0,
-        "{share} of a hundred went to v2: {counts:?}"
-    );
+/// All applications that [`plan`] speaks of, and what v1 is sent on [`HEARD`].
+fn serve_all(world: &World) -> (Vec<App>, Heard) {
+    let v1 = world.pod("mesh/v1");
+    let (app, heard) = v1.serve_http_heard(HEARD, "v1");
+    let mut apps = vec![app, v1.serve_reset(8098)];
+    apps.extend(serve(world));
+    (apps, heard)
 }

@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod gateway;
+pub mod heard;
 pub mod http;
 pub mod stream;
 

@@ -57,6 +57,6 @@ pub fn always(during: Duration, what: &str, mut look: impl FnMut() -> bool) {
 
 /// Until the next look. Tests' own threads serve nobody, so they may sleep.
 #[expect(clippy::disallowed_methods, reason = "no data-plane thread")]
-fn pause() {
+pub fn pause() {
     std::thread::sleep(LOOK);
 }

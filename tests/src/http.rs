@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Body as _, Frame};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::runtime::Runtime;
@@ -233,19 +233,36 @@ async fn within<T>(bound: Duration, work: impl Future<Output = T>) -> Result<T> 
 /// What came of a gRPC call.
 #[derive(Debug)]
 pub struct Called {
+    /// The answer's HTTP status and header fields.
+    pub head: (StatusCode, HeaderMap),
     /// The messages that came back.
     pub messages: Vec<String>,
-    /// `grpc-status` of the trailers.
-    pub status: Option<String>,
+    /// Trailer fields; those of the head if the call ended with it.
+    pub trailers: HeaderMap,
+}
+
+impl Called {
+    /// `grpc-status`; empty if there is none.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        let status = self.trailers.get("grpc-status");
+        status.and_then(|value| value.to_str().ok()).unwrap_or("")
+    }
 }
 
 /// Calls an echoing gRPC method: sends each message when the one before it has come back, so that
-/// both directions must be open at once.
+/// both directions must be open at once. Whoever answers without reading the messages ends it.
 ///
 /// # Errors
 ///
 /// The call breaks, or no answer comes within [`ANSWER`].
-pub fn call(client: &Pod, to: &str, path: &str, messages: &[&str]) -> Result<Called> {
+pub fn call(
+    client: &Pod,
+    to: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    messages: &[&str],
+) -> Result<Called> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -254,45 +271,53 @@ pub fn call(client: &Pod, to: &str, path: &str, messages: &[&str]) -> Result<Cal
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
         let (send, mut receive) = tokio::sync::mpsc::channel::<Bytes>(1);
+        // A call without messages ends its side at once.
+        let send = (!messages.is_empty()).then_some(send);
         let body = StreamBody::new(futures_util::stream::poll_fn(move |cx| {
             receive
                 .poll_recv(cx)
                 .map(|next| next.map(|data| Ok::<_, Infallible>(Frame::data(data))))
         }));
-        let request = Request::builder()
+        let authority = to.trim_end_matches(":80");
+        let mut request = Request::builder()
             .method(Method::POST)
-            .uri(format!("http://{to}{path}"))
+            .uri(format!("http://{authority}{path}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body)?;
-        let response = within(ANSWER, sender.send_request(request)).await??;
-        let mut body = response.into_body();
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = within(ANSWER, sender.send_request(request.body(body)?)).await??;
+        let (head, mut body) = response.into_parts();
         let mut back = Vec::new();
         for message in messages {
             let framed = framed(message);
             let wanted = framed.len();
-            send.send(framed).await?;
+            if let Some(send) = &send {
+                // An answer that is complete already: nobody reads any more.
+                let _ = send.send(framed).await;
+            }
             let mut echoed = Vec::new();
-            while echoed.len() < wanted {
-                let frame = within(ANSWER, body.frame())
-                    .await?
-                    .context("the stream goes on")??;
-                echoed.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while echoed.len() < wanted && !body.is_end_stream() {
+                let Some(frame) = within(ANSWER, body.frame()).await? else {
+                    break;
+                };
+                echoed.extend_from_slice(frame?.data_ref().map_or(&[][..], |data| data));
+            }
+            if echoed.len() < wanted {
+                break;
             }
             back.push(String::from_utf8(echoed.split_off(5))?);
         }
         drop(send);
-        let mut status = None;
+        let mut trailers = None;
         while let Some(frame) = within(ANSWER, body.frame()).await? {
-            if let Ok(trailers) = frame?.into_trailers() {
-                status = trailers
-                    .get("grpc-status")
-                    .map(|value| value.to_str().map(str::to_owned));
-            }
+            trailers = frame?.into_trailers().ok();
         }
         Ok(Called {
             messages: back,
-            status: status.transpose()?,
+            trailers: trailers.unwrap_or_else(|| head.headers.clone()),
+            head: (head.status, head.headers),
         })
     })
 }

@@ -37,6 +37,7 @@ pub mod network;
 pub mod plan;
 pub mod pod;
 pub mod programs;
+pub mod raw;
 pub mod records;
 pub mod run;
 pub mod world;

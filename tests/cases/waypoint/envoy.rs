@@ -1,105 +1,66 @@
-//! A real Envoy in the waypoint's place, on the same resources, asked the same requests.
+//! One list of scenarios, for our waypoint and for a real Envoy in its place on the same resources.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
-use ambit_tests::http::Answer;
-use ambit_tests::world::{Shared, started};
-use http::Method;
-use serde_json::{Value, json};
+use ambit_tests::world::{Shared, World, started};
 
-use super::table::CASES;
-use super::{WAYPOINT, WORLD, plan, serve};
+use super::case::{Case, Facts, ask_all};
+use super::differences::{self, DIFFERENCES};
+use super::{WORLD, framing, plan, requests, serve_all, streams};
 
 /// The waypoint's world once more, with Envoy.
 static ENVOY: Shared = Shared::new(|| started(plan("env").envoy_waypoints()));
 
-/// Path, status and flag in the log.
-const LOGGED: [(&str, &str, &str); 4] = [
-    ("/plain", "200", "-"),
-    ("/empty", "503", "UH"),
-    ("/delay/5000", "504", "UT"),
-    ("/shut", "503", "*UC"),
-];
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let mut cases = requests::cases();
+    cases.extend(streams::cases());
+    cases.extend(framing::cases());
+    cases
+});
+
+/// What was seen of each case, in their order: each world is asked once.
+static OURS: LazyLock<Vec<Facts>> = LazyLock::new(|| seen(&WORLD.alone()));
+static ENVOYS: LazyLock<Vec<Facts>> = LazyLock::new(|| seen(&ENVOY.alone()));
+
+fn seen(world: &World) -> Vec<Facts> {
+    let (_apps, heard) = serve_all(world);
+    ask_all(world, &CASES, &heard)
+}
 
 #[test]
-fn envoy_on_our_resources_gives_the_answers_that_ours_is_held_to() {
-    let world = ENVOY.alone();
-    let _apps = serve(&world);
-    let wrong: Vec<String> = CASES
+fn ours_answers_every_scenario_as_written_down() {
+    let wrong = CASES
         .iter()
-        .filter_map(|case| {
-            let found = case.check(world.pod("mesh/client")).err()?;
-            Some(format!("{}: {found}", case.what))
-        })
-        .collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // The flags of its log, too.
-    let client = world.pod("mesh/client");
-    for (path, code, flags) in LOGGED {
-        let answer = client.get(&format!("http://shop.mesh{path}")).unwrap();
-        assert_eq!(answer.status.as_str(), code, "{path}");
-        let fields = [("path", path), ("response_code", code)];
-        let found = world.wait_records(WAYPOINT, &fields, 1);
-        assert!(
-            found
-                .iter()
-                .all(|record| record.has(&[("response_flags", flags)])),
-            "{path}: {found:?}"
-        );
-    }
+        .zip(&*OURS)
+        .flat_map(|(case, facts)| case.wrong(facts));
+    let wrong: Vec<String> = wrong.map(|(_, told)| told).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn envoy_holds_our_rules_as_ours_does() {
-    let (ours, envoy) = (WORLD.alone(), ENVOY.alone());
-    let _apps = [serve(&ours), serve(&envoy)];
-    let rules = super::rules::policy(
-        "allow",
-        "ALLOW",
-        "  - from: [{source: {principals: [cluster.local/ns/mesh/sa/client]}}]\n    to: [{operation: {methods: [GET], paths: [/open*]}}]\n  - when: [{key: \"request.headers[x-key]\", values: [secret]}]",
-    );
-    let worlds = [&ours, &envoy];
-    let _applied = worlds.map(|world| world.apply_for_now("rules", &rules));
-    for world in worlds {
-        super::rules::wait(world, "mesh/client", &Method::GET, "/closed", 403);
-    }
-    for from in ["mesh/client", "mesh/other"] {
-        for method in [Method::GET, Method::DELETE] {
-            for path in ["/open", "/open/more", "/closed", "/x/../open", "/%6fpen"] {
-                for headers in [&[][..], &[("x-key", "secret")], &[("x-key", "wrong")]] {
-                    let [ours, theirs] = worlds.map(|world| {
-                        super::rules::status(world.pod(from), method.clone(), path, headers)
-                    });
-                    assert_eq!(ours, theirs, "{from} {method} {path} {headers:?}");
-                }
-            }
-        }
-    }
+fn envoy_answers_every_scenario_as_written_down_but_for_the_known_differences() {
+    let all = CASES.iter().zip(&*ENVOYS);
+    let wrong = all.flat_map(|(case, facts)| {
+        let unknown = |(fact, _): &(&str, String)| differences::row(&case.what, fact).is_none();
+        case.wrong(facts).into_iter().filter(unknown)
+    });
+    let wrong: Vec<String> = wrong.map(|(_, told)| told).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
-
-/// What stands in `docs/compatibility.md`: which field differs, and in which case; an empty name of
-/// a case is every case.
-const DIFFERENCES: &[(&str, &str)] = &[("method", "upstream: content-length")];
 
 #[test]
 fn ours_differs_from_envoy_only_where_it_is_written_down() {
-    let (ours, envoy) = (WORLD.alone(), ENVOY.alone());
-    let _apps = [serve(&ours), serve(&envoy)];
     let (mut new, mut met) = (Vec::new(), BTreeSet::new());
-    for case in CASES {
-        let [ours, theirs] =
-            [&ours, &envoy].map(|world| fields(&case.ask(world.pod("mesh/client"))));
-        let names: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    for ((case, ours), envoys) in CASES.iter().zip(&*OURS).zip(&*ENVOYS) {
+        let names: BTreeSet<_> = ours.keys().chain(envoys.keys()).collect();
         for name in names {
-            let (ours, theirs) = (ours.get(name), theirs.get(name));
-            if ours == theirs {
+            let [ours, theirs] = [ours, envoys].map(|facts| facts.get(name));
+            if ours == theirs || by_chance(name) && ours.is_some() && theirs.is_some() {
                 continue;
             }
-            let known = DIFFERENCES
-                .iter()
-                .find(|(what, field)| (what.is_empty() || *what == case.what) && field == name);
-            match known {
-                Some(known) => drop(met.insert(known)),
+            match differences::row(&case.what, name) {
+                Some(_) => drop(met.insert(case.what.as_str())),
                 None => new.push(format!(
                     "{}: {name}: ours {ours:?}, Envoy's {theirs:?}",
                     case.what
@@ -107,62 +68,34 @@ fn ours_differs_from_envoy_only_where_it_is_written_down() {
             }
         }
     }
-    assert!(new.is_empty(), "{}", new.join("\n"));
-    let gone: Vec<_> = DIFFERENCES
-        .iter()
-        .filter(|known| !met.contains(known))
-        .collect();
+    assert!(new.is_empty(), "\n{}", new.join("\n"));
+    let written = DIFFERENCES.iter().flat_map(|(_, cases)| *cases);
+    let gone: Vec<_> = written.filter(|(case, _)| !met.contains(case)).collect();
     assert!(gone.is_empty(), "not met any more: {gone:?}");
 }
 
 /// Header fields whose values are a matter of chance or time; that they are there counts.
-const BY_CHANCE: [&str; 4] = [
-    "date",
-    "x-request-id",
-    "x-envoy-upstream-service-time",
-    "x-envoy-expected-rq-timeout-ms",
-];
+fn by_chance(fact: &str) -> bool {
+    let fields = [
+        "date",
+        "x-request-id",
+        "x-envoy-upstream-service-time",
+        "x-envoy-expected-rq-timeout-ms",
+    ];
+    fact.split_once(": ")
+        .is_some_and(|(_, field)| fields.contains(&field))
+}
 
-/// Everything that can be seen of an exchange: the answer's status, header fields and body, and
-/// what the application saw.
-fn fields(answer: &Result<Answer, String>) -> BTreeMap<String, Value> {
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(error) => return BTreeMap::from([("error".to_owned(), json!(error))]),
-    };
-    let shown = |name: &str, value: &str| match BY_CHANCE.contains(&name) {
-        true => json!("…"),
-        false => json!(value),
-    };
-    let told = match serde_json::from_slice(&answer.body) {
-        Ok(Value::Object(told)) => Some(told),
-        _ => None,
-    };
-    let mut fields = BTreeMap::from([("status".to_owned(), json!(answer.status.as_u16()))]);
-    for name in answer.headers.keys() {
-        // What the application tells is compared field by field, not by its length.
-        if name == "content-length" && told.is_some() {
-            continue;
-        }
-        let values = answer.headers.get_all(name).iter();
-        let values: Vec<_> = values
-            .map(|value| String::from_utf8_lossy(value.as_bytes()))
-            .collect();
-        let value = shown(name.as_str(), &values.join(", "));
-        fields.insert(format!("answer: {name}"), value);
-    }
-    let Some(mut told) = told else {
-        fields.insert("body".to_owned(), json!(answer.text()));
-        return fields;
-    };
-    if let Some(Value::Object(headers)) = told.remove("headers") {
-        for (name, value) in headers {
-            let value = shown(&name, value.as_str().unwrap_or_default());
-            fields.insert(format!("upstream: {name}"), value);
-        }
-    }
-    for (name, value) in told {
-        fields.insert(format!("upstream's {name}"), value);
-    }
-    fields
+#[test]
+fn every_difference_is_explained_in_the_documentation() {
+    let text = include_str!("../../../docs/compatibility.md");
+    let rows = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let rows: BTreeSet<&str> = rows.collect();
+    let missing: Vec<_> = DIFFERENCES
+        .iter()
+        .filter(|(row, _)| !rows.contains(row))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -54,6 +54,34 @@ spec:
         set: [{name: x-answer, value: shaped}]
         remove: [content-type]
     backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /secure}}]
+    filters:
+    - type: RequestRedirect
+      requestRedirect: {scheme: https, port: 8443}
+  - matches: [{path: {type: PathPrefix, value: /old}}]
+    filters:
+    - type: RequestRedirect
+      requestRedirect:
+        path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}
+  - matches: [{path: {type: PathPrefix, value: /cut}}]
+    filters:
+    - type: URLRewrite
+      urlRewrite:
+        path: {type: ReplacePrefixMatch, replacePrefixMatch: /}
+    backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /whole}}]
+    filters:
+    - type: URLRewrite
+      urlRewrite:
+        path: {type: ReplaceFullPath, replaceFullPath: /one}
+    backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /refused}}]
+    backendRefs: [{name: refused, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /breaks}}]
+    backendRefs: [{name: breaks, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /hang}}]
+    timeouts: {request: 400ms}
+    backendRefs: [{name: v1, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /empty}}]
     backendRefs: [{name: empty, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /shut}}]
@@ -76,3 +104,69 @@ spec:
   - matches: [{path: {type: RegularExpression, value: "/re/[0-9]+"}}]
     backendRefs: [{name: v2, port: 80}]
 "#;
+
+/// A route whose rules stand in the wrong order, each of which says its name: the order of the Gateway
+/// API counts.
+pub fn order() -> String {
+    let prefix = |path: &str| format!("path: {{type: PathPrefix, value: {path}}}");
+    let header = |name: &str| format!("{{name: {name}, value: \"1\"}}");
+    let (a, b) = (header("x-a"), header("x-b"));
+    let (q, r) = ("{name: q, value: \"1\"}", "{name: r, value: \"1\"}");
+    let rules = [
+        ("root", prefix("/")),
+        ("first", prefix("/a")),
+        ("second", prefix("/a")),
+        ("one query", format!("{}, queryParams: [{q}]", prefix("/a"))),
+        (
+            "two queries",
+            format!("{}, queryParams: [{q}, {r}]", prefix("/a")),
+        ),
+        ("one header", format!("{}, headers: [{a}]", prefix("/a"))),
+        (
+            "two headers",
+            format!("{}, headers: [{a}, {b}]", prefix("/a")),
+        ),
+        ("method", format!("{}, method: POST", prefix("/a"))),
+        ("longer", prefix("/a/c")),
+        ("exact", "path: {type: Exact, value: /a/b}".to_owned()),
+    ];
+    let mut text = String::from(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: order, namespace: mesh}\nspec:\n  parentRefs: [{group: \"\", kind: Service, name: order, port: 80}]\n  rules:\n",
+    );
+    for (name, matches) in rules {
+        text += &format!(
+            "  - matches: [{{{matches}}}]\n    filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-rule, value: {name}}}]}}}}]\n    backendRefs: [{{name: v1, port: 80}}]\n"
+        );
+    }
+    text
+}
+
+/// Rules of services `guarded`, `roles` and `spelled`.
+pub fn rules() -> String {
+    let policy = super::rules::policy_of;
+    let mut text = policy(
+        "guarded",
+        "guarded-allow",
+        "ALLOW",
+        "  - from: [{source: {principals: [cluster.local/ns/mesh/sa/client]}}]\n    to: [{operation: {methods: [GET], paths: [/open*]}}]\n  - when: [{key: \"request.headers[x-key]\", values: [secret]}]",
+    );
+    text += &policy(
+        "guarded",
+        "guarded-deny",
+        "DENY",
+        "  - to: [{operation: {paths: [\"*/admin\"]}}]",
+    );
+    text += &policy(
+        "roles",
+        "roles",
+        "DENY",
+        "  - when: [{key: \"request.headers[x-role]\", values: [root]}]\n  - to: [{operation: {methods: [DELETE]}}]\n  - to: [{operation: {hosts: [secret.mesh]}}]",
+    );
+    text += &policy(
+        "spelled",
+        "spelled",
+        "DENY",
+        "  - to: [{operation: {paths: [/admin, /admin/*]}}]\n  - when: [{key: \"request.headers[x-role]\", values: [root]}]",
+    );
+    text
+}

@@ -41,7 +41,7 @@ const OUTCOMES: [Outcome; 7] = [
     outcome("narrow.mesh/seen", "404", "NR", "unknown", "unknown"),
     outcome("shop.mesh/missing/seen", "500", "NC", "unknown", "unknown"),
     outcome("shop.mesh/empty/seen", "503", "UH", "empty", "unknown"),
-    outcome("shop.mesh/shut/seen", "503", "UC,URX", "shut", "v1"),
+    outcome("shop.mesh/shut/seen", "503", "URX,UC", "shut", "v1"),
     outcome("shop.mesh/delay/5000/seen", "504", "UT", "v1", "v1"),
 ];
 
@@ -145,8 +145,8 @@ fn grpc_is_counted_as_what_it_is() {
     let _apps = serve(&world);
     let client = world.pod("mesh/client");
     let before = world.metrics(WAYPOINT);
-    let called = call(client, "h2.mesh:81", "/shop.Cart/Seen", &["one"]).unwrap();
-    assert_eq!(called.status.as_deref(), Some("0"));
+    let called = call(client, "h2.mesh:81", "/shop.Cart/Seen", &[], &["one"]).unwrap();
+    assert_eq!(called.status(), "0");
     let grpc = [
         ("reporter", "waypoint"),
         ("source_workload", "client"),

@@ -18,13 +18,14 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::App;
+use super::heard::Heard;
 use crate::pod::Pod;
 
 type Body = BoxBody<Bytes, Infallible>;
 
 impl Pod {
     /// Serves HTTP/1.1 and HTTP/2 on a port. Answers with a JSON object that tells the request:
-    /// `name`, `method`, `path`, `query`, `version`, `host`, `headers` (first value of each),
+    /// `name`, `method`, `path`, `query`, `version`, `host`, `headers` (values joined by commas),
     /// `peer`, `body` (its length).
     ///
     /// The first part of the path may ask for something else: `/status/503` for a status,
@@ -32,7 +33,8 @@ impl Pod {
     /// that length, `/hang` for no answer ever.
     ///
     /// A request with `content-type: application/grpc` gets its messages back as they come and
-    /// `grpc-status: 0`; one with `upgrade: websocket` gets 101 and then its bytes back.
+    /// `grpc-status: 0`, or at once `grpc-status: 5` if its method is `Fail`; one with
+    /// `upgrade: websocket` gets 101 and then its bytes back.
     pub fn serve_http(&self, port: u16, name: &str) -> App {
         let name = name.to_owned();
         self.serve(port, move |stream, peer| {
@@ -45,6 +47,24 @@ impl Pod {
                     .map_err(io::Error::other)
             }
         })
+    }
+
+    /// As [`serve_http`](Self::serve_http), HTTP/1.1 alone, and writes down what it is sent.
+    pub fn serve_http_heard(&self, port: u16, name: &str) -> (App, Heard) {
+        let (name, heard) = (name.to_owned(), Heard::default());
+        let listened = heard.clone();
+        let app = self.serve(port, move |stream, peer| {
+            let (name, io) = (name.clone(), TokioIo::new(heard.listen(stream)));
+            async move {
+                let answering = service_fn(move |request| answer(name.clone(), peer, request));
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(io, answering)
+                    .with_upgrades()
+                    .await
+                    .map_err(io::Error::other)
+            }
+        });
+        (app, listened)
     }
 }
 
@@ -61,7 +81,11 @@ async fn answer(
         found.is_some_and(|found| found.to_ascii_lowercase().starts_with(value))
     };
     if is(CONTENT_TYPE, "application/grpc") {
-        return Ok(grpc(request.into_body()));
+        match request.uri().path().rsplit('/').next() {
+            Some("hang") => std::future::pending::<()>().await,
+            Some("Fail") => return Ok(grpc_failed()),
+            _ => return Ok(grpc(request.into_body())),
+        }
     }
     if is(UPGRADE, "websocket") {
         tokio::spawn(echo(hyper::upgrade::on(&mut request)));
@@ -115,9 +139,12 @@ async fn tell(
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let mut headers = serde_json::Map::new();
-    for (key, value) in &head.headers {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        headers.entry(key.as_str()).or_insert(value.into());
+    for key in head.headers.keys() {
+        let values = head.headers.get_all(key).iter();
+        let values: Vec<_> = values
+            .map(|value| String::from_utf8_lossy(value.as_bytes()))
+            .collect();
+        headers.insert(key.to_string(), values.join(", ").into());
     }
     let host = head.uri.authority().map(ToString::to_string).or_else(|| {
         Some(String::from_utf8_lossy(head.headers.get("host")?.as_bytes()).into_owned())
@@ -156,6 +183,16 @@ fn grpc(mut body: Incoming) -> Response<Body> {
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// A call that went wrong before its first message: its status stands in the head.
+fn grpc_failed() -> Response<Body> {
+    let mut response = Response::new(full(Bytes::new()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from_static("5"));
+    headers.insert("grpc-message", HeaderValue::from_static("no such cart"));
     response
 }
 
