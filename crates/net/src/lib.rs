@@ -22,6 +22,7 @@
 //!
 //! Deciding addresses, marks, timeouts or retries: those are arguments.
 
+pub mod datagram;
 pub mod dial;
 pub mod limits;
 pub mod listen;
