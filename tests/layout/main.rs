@@ -10,6 +10,7 @@ use std::process::Command;
 const LAYERS: &[(&str, &[&str])] = &[
     ("L0 wires", &["ambit-proto", "ambit-wire", "ambit-net"]),
     ("L0 model", &["ambit-model"]),
+    ("L0 names", &["ambit-dns"]),
     (
         "L1",
         &["ambit-runtime", "ambit-relay", "ambit-tls", "ambit-objects"],
@@ -31,7 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that must stay pure: no runtime, no clock, no randomness, no environment.
-const PURE: &[&str] = &["ambit-proto", "ambit-wire", "ambit-model"];
+const PURE: &[&str] = &["ambit-proto", "ambit-wire", "ambit-model", "ambit-dns"];
 /// What would make a pure crate impure.
 const IMPURE_DEPENDENCIES: &[&str] = &[
     "tokio", "rand", "fastrand", "time", "socket2", "nix", "libc", "tracing",

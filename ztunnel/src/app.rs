@@ -38,6 +38,7 @@ use prost_types::{ListValue, Struct, Value};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Endpoint, Settings, Source, Token};
+use crate::dns::{self, Resolver};
 use crate::dump;
 use crate::explain;
 use crate::file;
@@ -86,6 +87,7 @@ fn logging(settings: &Settings) -> anyhow::Result<Logging> {
 /// The running parts, besides tasks that run for ever.
 struct Proxy {
     threads: DataThreads<Worker>,
+    dns: DataThreads<Resolver>,
     pods: Pods,
     shared: Arc<Shared>,
     stopping: Arc<std::sync::atomic::AtomicBool>,
@@ -129,14 +131,19 @@ impl Proxy {
         let policies = Arc::clone(&shared);
         metrics::register_policies(&registry, move || policies.store.snapshot());
         let threads = threads(&shared)?;
+        let readiness = Readiness::new();
+        let resolving = readiness.gate("dns proxy");
+        let (dns, names) = dns::start(&shared).context("the DNS thread cannot be started")?;
+        resolving.open();
         let (certificates, renewer) = Certificates::new(Clock::system());
         let pods = Pods::new(
             threads.handles().to_vec(),
+            names,
             Arc::clone(&shared),
             certificates.clone(),
             draining.clone(),
         );
-        let (agent, readiness) = (Status::default(), Readiness::new());
+        let agent = Status::default();
         let synced = readiness.gate("state manager");
         let stopping = Arc::default();
 
@@ -160,6 +167,7 @@ impl Proxy {
         }));
         Ok(Self {
             threads,
+            dns,
             pods,
             shared,
             stopping,
@@ -180,6 +188,7 @@ impl Proxy {
             tracing::warn!("some connections could not be ended in time");
         }
         self.threads.stop();
+        self.dns.stop();
     }
 }
 

@@ -27,6 +27,9 @@ pub const PASSTHROUGH_PORT: u16 = 15006;
 /// Port where a pod's tunnels (HBONE) arrive.
 pub const HBONE_PORT: u16 = 15008;
 
+/// Port where a pod's DNS queries are redirected to.
+pub const DNS_PORT: u16 = 15053;
+
 /// Ports nobody may reach through the proxy: a connection to one of them would come back to us.
 pub const OWN_PORTS: [u16; 3] = [OUTBOUND_PORT, PASSTHROUGH_PORT, HBONE_PORT];
 
@@ -152,6 +155,16 @@ pub struct Http2 {
     pub frame_size: Option<u32>,
 }
 
+/// Where a pod's DNS queries are answered, in its own namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DnsAddress {
+    /// On the loopback, in both families where the pod has both.
+    Localhost(u16),
+    /// There alone.
+    At(SocketAddr),
+}
+
 /// Everything the program was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -208,6 +221,12 @@ pub struct Settings {
     pub user_timeout: Option<Duration>,
     /// Listen on `[::]` (both families) rather than `0.0.0.0`.
     pub ipv6_enabled: bool,
+    /// Where pods' DNS queries are answered; `None` when they are not.
+    pub dns_proxy: Option<DnsAddress>,
+    /// The cluster's domain, which ends its services' names.
+    pub cluster_domain: String,
+    /// The namespace whose services are preferred when several have one name; empty for none.
+    pub preferred_service_namespace: String,
     /// A waypoint's PROXY-protocol port is dialled on loopback.
     pub localhost_app_tunnel: bool,
     /// Answer CONNECT with the destination's labels.

@@ -5,6 +5,7 @@ pub mod busy;
 pub mod config;
 pub mod credential;
 pub mod dial;
+pub mod dns;
 pub mod dump;
 pub mod explain;
 pub mod file;

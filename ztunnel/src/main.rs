@@ -25,13 +25,17 @@ Settings come from the environment, with Istio's names:
   POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP   who it is
   INPOD_UDS                        the agent's socket
   ZTUNNEL_WORKER_THREADS           data threads: N, P% of the CPUs, 0 for all
+  ISTIO_META_DNS_CAPTURE           false: pods' DNS queries are not answered
+  ISTIO_META_DNS_PROXY_ADDR        where they are, in each pod: localhost:PORT or ADDRESS:PORT
+  CLUSTER_DOMAIN                   what services' names end in
   TERMINATION_GRACE_PERIOD_SECONDS, CONNECTION_TERMINATION_DEADLINE   time to end
   RUST_LOG, LOG_FORMAT             log filter; plain or json
   METRICS_MAX_LABEL_SETS           label sets that one family of metrics may have (8192)
   METRICS_IDLE_TIMEOUT             how long one that nothing uses is still shown (15m)
   and the others of Istio's ztunnel; a value that is wrong is refused by name.
 
-Ports: admin 15000 (localhost), metrics 15020, readiness 15021; in each pod 15001, 15006, 15008.
+Ports: admin 15000 (localhost), metrics 15020, readiness 15021; in each pod 15001, 15006,
+15008, and 15053 on its loopback for DNS.
 ";
 
 const PROGRAM: Program = Program {

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub sockets: Family<Sockets>,
     /// Pods.
     pub pods: Handle<Pods>,
+    /// DNS.
+    pub dns: crate::dns::metrics::Families,
 }
 
 impl Metrics {
@@ -59,6 +61,7 @@ impl Metrics {
             tcp: registry.family(),
             sockets: registry.family(),
             pods: registry.single(),
+            dns: crate::dns::metrics::Families::new(registry),
         }
     }
 }

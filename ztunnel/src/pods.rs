@@ -13,6 +13,7 @@ use ambit_runtime::threads::ThreadHandle;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::dns::{self, Dns};
 use crate::inpod::reconcile::{PodInfo, Wanted};
 use crate::live::Listed;
 use crate::pod::{Pod, ServedPod, Sockets};
@@ -75,6 +76,7 @@ pub struct Pods {
 
 struct Inner {
     threads: Vec<ThreadHandle<Worker>>,
+    dns: Dns,
     shared: Arc<Shared>,
     certificates: Certificates,
     /// Gone once the proxy stops: the drain waits for whoever holds it.
@@ -95,6 +97,7 @@ impl Pods {
     #[must_use]
     pub fn new(
         threads: Vec<ThreadHandle<Worker>>,
+        dns: Dns,
         shared: Arc<Shared>,
         certificates: Certificates,
         draining: Draining,
@@ -104,6 +107,7 @@ impl Pods {
         Self {
             inner: Arc::new(Inner {
                 threads,
+                dns,
                 shared,
                 certificates,
                 draining,
@@ -126,6 +130,9 @@ impl Pods {
         let netns = wanted.netns.0.try_clone().map_err(failed)?;
         let sockets =
             Sockets::bind(&netns, &inner.shared.settings, inner.threads.len()).map_err(failed)?;
+        let at = inner.shared.settings.dns_proxy;
+        let names = at.map(|at| dns::Sockets::bind(&netns, &inner.shared.settings, at));
+        let names = names.transpose().map_err(failed)?;
         let pod = Arc::new(Pod {
             uid: wanted.uid.clone(),
             info: wanted.info.clone(),
@@ -148,6 +155,13 @@ impl Pods {
                     return Err(StartError::Thread(name, problem));
                 }
                 Err(stopped) => return Err(StartError::Thread(name, stopped.to_string())),
+            }
+        }
+        if let Some(sockets) = names {
+            let served = inner.dns.serve(Arc::clone(&pod), sockets, draining).await;
+            if let Err(error) = served {
+                drain.stop();
+                return Err(StartError::Thread(name, error.to_string()));
             }
         }
         let (keep, kept) = oneshot::channel();

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use ambit_runtime::clock::Clock;
 use ambit_runtime::drain::{Drain, drain};
 use ambit_runtime::threads::DataThreads;
 use ambit_ztunnel::config::env::{Machine, read};
+use ambit_ztunnel::dns::Resolver;
 use ambit_ztunnel::inpod::{Session, Status};
 use ambit_ztunnel::metrics::Metrics;
 use ambit_ztunnel::pods::Pods;
@@ -35,10 +37,14 @@ use prost::Message;
 /// Longest wait for anything: a loaded machine, not the program, is what takes time here.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// A fresh network namespace with its loopback down, which listening does not need.
+/// A fresh network namespace with its loopback up, as every pod has it.
 fn namespace() -> Netns {
     let made = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
         Netns::current().unwrap()
     });
     made.join().unwrap()
@@ -50,6 +56,7 @@ struct Proxy {
     registry: Registry,
     _stop: Drain,
     _threads: DataThreads<Worker>,
+    _names: DataThreads<Resolver>,
     _folder: tempfile::TempDir,
 }
 
@@ -73,7 +80,14 @@ async fn proxy() -> (Proxy, SeqListener, Agent) {
     let threads = DataThreads::start("data", two, move |_| Worker::new(&for_workers)).unwrap();
     let (certificates, _renewer) = ambit_identity::Certificates::new(Clock::system());
     let (stop, draining) = drain();
-    let pods = Pods::new(threads.handles().to_vec(), shared, certificates, draining);
+    let (names, dns) = ambit_ztunnel::dns::start(&shared).unwrap();
+    let pods = Pods::new(
+        threads.handles().to_vec(),
+        dns,
+        shared,
+        certificates,
+        draining,
+    );
     let status = Status::default();
     let session = Session::new(pods.clone(), status.clone());
     tokio::spawn(run(session, socket));
@@ -83,6 +97,7 @@ async fn proxy() -> (Proxy, SeqListener, Agent) {
         registry,
         _stop: stop,
         _threads: threads,
+        _names: names,
         _folder: folder,
     };
     let agent = Agent::meet(&listener).await;

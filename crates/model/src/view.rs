@@ -164,6 +164,12 @@ impl View {
         None
     }
 
+    /// Every service of a host name, whoever may see it: canonical ones first, then by key.
+    #[must_use]
+    pub fn services_named(&self, hostname: &str) -> &[Arc<Service>] {
+        self.service_names.get("", hostname)
+    }
+
     /// The workloads behind a service, known or not.
     #[must_use]
     pub fn endpoints(&self, key: &ServiceKey) -> Option<&Endpoints> {

@@ -13,9 +13,12 @@ use std::time::Duration;
 use ambit_observe::metrics::{LEAST_IDLE, Limits};
 use serde::Deserialize;
 
-use super::value::{boolean, cpus, deadline_within, default_threads, duration, threads};
+use super::value::{
+    boolean, cpus, deadline_within, default_threads, dns_address, duration, threads,
+};
 use super::{
-    Endpoint, Http2, Keepalive, LogFormat, OriginalSource, Problem, Roots, Settings, Source, Token,
+    DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, OriginalSource, Problem, Roots,
+    Settings, Source, Token,
 };
 
 /// Istio's mesh file, relative to the working directory (`/` in the container).
@@ -51,6 +54,8 @@ pub struct Machine {
     pub token_file: bool,
     /// Files that exist among those the variables name.
     pub files: Vec<String>,
+    /// What the machine's resolver was told.
+    pub resolver: crate::dns::places::Conf,
 }
 
 /// Reads the settings of this process.
@@ -72,6 +77,7 @@ pub fn from_process() -> Result<Settings, Vec<Problem>> {
             .filter(|path| std::path::Path::new(path).exists())
             .cloned()
             .collect(),
+        resolver: crate::dns::places::own(),
     };
     read(variables, &machine)
 }
@@ -168,6 +174,9 @@ impl Reader {
                 .map(|k| k.time.saturating_add(k.interval.saturating_mul(k.retries))),
             keepalive,
             ipv6_enabled,
+            dns_proxy: self.dns_proxy(mesh),
+            cluster_domain: self.cluster_domain(machine),
+            preferred_service_namespace: self.or("PREFERED_SERVICE_NAMESPACE", ""),
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE", true),
             admin_addr: SocketAddr::from((
@@ -399,6 +408,35 @@ impl Reader {
             Some(n) => n.min(1024),
             None => default_threads(machine.cpus, limit, request),
         }
+    }
+
+    /// On unless it is said otherwise, in a variable or in the mesh file's metadata of the same name.
+    fn dns_proxy(&mut self, mesh: &ProxyConfig) -> Option<DnsAddress> {
+        let said = |reader: &Self, name: &str| {
+            let text = reader.text(name);
+            text.or_else(|| mesh.proxy_metadata.get(name).cloned())
+        };
+        const ADDRESS: &str = "ISTIO_META_DNS_PROXY_ADDR";
+        let address = said(self, ADDRESS).map(|text| dns_address(&text));
+        let address = match address {
+            None => DnsAddress::Localhost(DNS_PORT),
+            Some(Ok(address)) => address,
+            Some(Err(reason)) => {
+                self.problem(ADDRESS, reason);
+                return None;
+            }
+        };
+        let capture = said(self, "ISTIO_META_DNS_CAPTURE");
+        capture.is_none_or(|text| text == "true").then_some(address)
+    }
+
+    /// As it is said, else as the machine's search domains show it, else Kubernetes' own default.
+    fn cluster_domain(&self, machine: &Machine) -> String {
+        let said = self.text("CLUSTER_DOMAIN").filter(|text| !text.is_empty());
+        let shown = || machine.resolver.cluster_domain().map(str::to_owned);
+        let domain = said.or_else(shown);
+        let domain = domain.unwrap_or_else(|| "cluster.local".to_owned());
+        domain.trim_matches('.').to_ascii_lowercase()
     }
 
     fn http2(&mut self) -> Http2 {

@@ -1,6 +1,8 @@
-//! How single values are written: booleans, durations, thread counts, grace periods. All pure.
+//! How single values are written: booleans, durations, thread counts, grace periods, addresses. All pure.
 
 use std::time::Duration;
+
+use super::DnsAddress;
 
 /// Reads exactly `true` or `false`.
 ///
@@ -50,6 +52,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = after;
     }
     Ok(sum)
+}
+
+/// Reads where DNS is served: `localhost:PORT` or `ADDRESS:PORT`.
+///
+/// # Errors
+/// What would have been right.
+pub fn dns_address(text: &str) -> Result<DnsAddress, String> {
+    let wrong = || format!("`{text}` is not localhost:PORT or ADDRESS:PORT");
+    if let Some(port) = text.strip_prefix("localhost:") {
+        return port.parse().map(DnsAddress::Localhost).map_err(|_| wrong());
+    }
+    text.parse().map(DnsAddress::At).map_err(|_| wrong())
 }
 
 /// Reads the number of data threads: `N`, `0` for one a CPU, or `P%` of the CPUs rounded up.

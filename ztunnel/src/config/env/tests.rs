@@ -6,7 +6,8 @@ use std::time::Duration;
 use ambit_observe::metrics::Limits;
 
 use super::{Machine, read};
-use crate::config::{OriginalSource, Roots, Settings, Source, Token};
+use crate::config::{DnsAddress, OriginalSource, Roots, Settings, Source, Token};
+use crate::dns::places::Conf;
 
 fn settings(variables: &[(&str, &str)], machine: &Machine) -> Result<Settings, Vec<String>> {
     let variables: BTreeMap<String, String> = variables
@@ -73,6 +74,7 @@ fn refuses_wrong_values_by_name_and_reports_them_all() {
         ("ZTUNNEL_WORKER_THREADS", "lots"),
         ("PROXY_CONFIG", "concurrency: [1"),
         ("ISTIO_METAJSON_LABELS", "{"),
+        ("ISTIO_META_DNS_PROXY_ADDR", "localhost"),
     ];
     for row in wrong {
         assert_eq!(
@@ -205,5 +207,49 @@ fn names_itself_to_the_control_plane_the_way_istio_does() {
     assert_eq!(
         s.node_id(),
         "ztunnel~10.0.0.9~zt-1.sys~sys.svc.cluster.local"
+    );
+}
+
+#[test]
+fn dns_is_served_unless_it_is_switched_off() {
+    let at = |port| Some(DnsAddress::Localhost(port));
+    let own = "10.0.0.1:5353".parse().unwrap();
+    type Row<'a> = (&'a [(&'a str, &'a str)], Option<DnsAddress>);
+    let table: &[Row<'_>] = &[
+        (&[], at(15053)),
+        (&[("ISTIO_META_DNS_CAPTURE", "true")], at(15053)),
+        (&[("ISTIO_META_DNS_CAPTURE", "false")], None),
+        (&[("ISTIO_META_DNS_CAPTURE", "")], None),
+        (&[("ISTIO_META_DNS_PROXY_ADDR", "localhost:53")], at(53)),
+        (
+            &[("ISTIO_META_DNS_PROXY_ADDR", "10.0.0.1:5353")],
+            Some(DnsAddress::At(own)),
+        ),
+        (
+            &[(
+                "PROXY_CONFIG",
+                "proxyMetadata: {ISTIO_META_DNS_CAPTURE: \"false\"}",
+            )],
+            None,
+        ),
+    ];
+    for (variables, expected) in table {
+        let settings = settings(variables, &two_cpus()).unwrap();
+        assert_eq!(settings.dns_proxy, *expected, "{variables:?}");
+    }
+}
+
+#[test]
+fn the_cluster_domain_is_said_or_shown_by_search_domains() {
+    let mut machine = two_cpus();
+    let domain = |variables: &[(&str, &str)], machine: &Machine| {
+        settings(variables, machine).unwrap().cluster_domain
+    };
+    assert_eq!(domain(&[], &machine), "cluster.local");
+    machine.resolver = Conf::read("search a.svc.corp svc.corp corp\nnameserver 10.0.0.1\n");
+    assert_eq!(domain(&[], &machine), "corp");
+    assert_eq!(
+        domain(&[("CLUSTER_DOMAIN", "Other.Local.")], &machine),
+        "other.local"
     );
 }
