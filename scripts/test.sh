@@ -58,6 +58,7 @@ if wants unit; then
 fi
 
 if wants world; then
+  need_debian dnsmasq-base
   need_envoy
   step "the namespace world, and the programs one by one"
   AMBIT_BIN=$root/target/debug cargo test --workspace --test '*' --locked -- \

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bytes;
 mod contract;
+mod dns;
 mod enrolment;
 mod failure;
 mod load;

@@ -27,6 +27,7 @@
 pub mod apps;
 pub mod capture;
 pub mod discovery;
+pub mod dns;
 pub mod envoy;
 pub mod expect;
 pub mod http;
