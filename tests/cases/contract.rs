@@ -1,11 +1,20 @@
 //! What a control plane may say besides what ours says: application tunnels, other networks.
 
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use ambit_hbone::{OpenError, Request, StreamIo, client};
 use ambit_tests::apps::bytes::whole;
 use ambit_tests::mint::Mint;
 use ambit_tests::plan::{AMBIENT, Plan};
+use ambit_tests::pod::Pod;
 use ambit_tests::world::World;
 use ambit_tests::world::told::{service, workload};
+use ambit_tls::Limits;
+use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const VIP: &str = "10.96.0.10";
 
@@ -224,4 +233,60 @@ fn whoever_is_behind_a_gateway_must_be_whom_the_service_names() {
     world.wait_records("ztunnel-n1", &refused, 1);
     assert_eq!(requests.all().len(), before, "not worth asking the gateway");
     assert_eq!(echo.seen().count(), 0);
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_reached_costs_no_connection() {
+    let world = world("retry");
+    let [client, server, dead] =
+        ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
+    let behind = || json!({"services": {(format!("mesh/{FAR}")): {"80": 8080}}});
+    let mesh = json!({
+        "workloads": [
+            workload(client, "", json!({})),
+            workload(server, "", behind()),
+            // Nothing listens on its tunnel port.
+            workload(dead, "", behind()),
+        ],
+        "services": [service("mesh/server", &format!("/{VIP}"), 8080, json!({}))],
+    });
+    world.tell(1, "", &mesh);
+    world.tell(2, "", &mesh);
+    let _echo = server.serve_echo(8080);
+    // Half of them meet the dead one first: that none does is less likely than 1 in 16 million.
+    for _ in 0..24 {
+        assert_eq!(
+            client.ask("server.mesh:80", b"whoever").unwrap(),
+            b"whoever"
+        );
+    }
+    let identity = server.identity();
+    let fields = [
+        ("direction", "outbound"),
+        ("dst.identity", identity.as_str()),
+    ];
+    let found = world.wait_records("ztunnel-n1", &fields, 24);
+    assert!(found.iter().all(|record| record.get("error").is_empty()));
+    // Nobody else to try, or a workload that its client named: the failure is told.
+    let to = format!("{}:8080", dead.ipv4());
+    client.ask(&to, b"nobody").unwrap_err();
+    world.wait_records("ztunnel-n1", &[("error", "*connection failed")], 1);
+}
+
+#[test]
+fn a_tunnel_to_a_pod_that_is_gone_ends_long_before_it_would_look_dead() {
+    let world = world("gone");
+    let (client, server) = (world.pod("mesh/client"), world.pod("mesh/server"));
+    let _ticks = server.serve_ticks(8080, Duration::from_millis(100));
+    let mut stream = client.connect("server.mesh:80").unwrap();
+    stream.read_exact(&mut [0; 20]).unwrap();
+    // As when a node dies: its proxy tells nobody.
+    world.programs().signal("ztunnel-n2", Signal::SIGSTOP);
+    let start = Instant::now();
+    world.remove("pod-mesh-server");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap_err();
+    let took = start.elapsed();
+    // Five seconds after the change is known; a silent peer alone takes twenty to thirty.
+    assert!(took < Duration::from_secs(18), "{took:?}");
 }

@@ -51,18 +51,27 @@ pub struct Through {
     pub peer: Identity,
 }
 
-/// Opens plain TCP to `to`, with the pod's own address.
+/// Opens plain TCP to `to`, with the pod's own address, within `limit` if that is less than it may
+/// take anyway.
 ///
 /// # Errors
 /// Why not.
-pub async fn plain(pod: &ServedPod, to: SocketAddr) -> Result<TcpStream, Outcome> {
-    from_pod(pod, to)
-        .connect()
+pub async fn plain(
+    pod: &ServedPod,
+    to: SocketAddr,
+    limit: Option<Duration>,
+) -> Result<TcpStream, Outcome> {
+    let dial = Dial {
+        timeout: limit.map_or(CONNECT, |limit| limit.min(CONNECT)),
+        ..from_pod(pod, to)
+    };
+    dial.connect()
         .await
         .map_err(|error| dial_failed(&error, to))
 }
 
-/// Opens a stream through a tunnel, on one that is there or a new one.
+/// Opens a stream through a tunnel, on one that is there or a new one. Waits no longer than `limit`
+/// for the tunnel; a dial goes on without its waiters.
 ///
 /// # Errors
 /// Why not.
@@ -71,6 +80,7 @@ pub async fn tunnel(
     source: &Workload,
     way: &Tunnel,
     headers: HeaderMap,
+    limit: Option<Duration>,
 ) -> Result<Through, Outcome> {
     let svid = pod.svid().await?;
     let key = Key {
@@ -85,12 +95,14 @@ pub async fn tunnel(
         let (pod, expected) = (Rc::clone(pod), way.expected.clone());
         new_tunnel(pod, Arc::clone(&svid), way.next_hop, expected)
     };
-    let place = pod
-        .worker
-        .pool
-        .checkout(&key, dial)
-        .await
-        .map_err(checkout_failed)?;
+    let checkout = pod.worker.pool.checkout(&key, dial);
+    let place = match limit {
+        None => checkout.await,
+        Some(limit) => tokio::time::timeout(limit, checkout)
+            .await
+            .map_err(|_elapsed| timed_out(way.next_hop))?,
+    }
+    .map_err(checkout_failed)?;
     let peer = place.tunnel().peer().identity().clone();
     let request = Request {
         authority: way.authority.clone(),
@@ -186,7 +198,7 @@ pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStre
             std::net::Ipv6Addr::LOCALHOST.into()
         };
         let to = SocketAddr::new(loopback, to.port());
-        return plain(pod, to).await;
+        return plain(pod, to, None).await;
     }
     let client = admitted.peer_address().ip();
     // A pod that calls itself would get its answers from itself, not from us.
@@ -212,7 +224,7 @@ pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStre
             if settings.original_source == OriginalSource::Auto =>
         {
             tracing::warn!(%client, %to, call, %source, "the client's address cannot be kept");
-            plain(pod, to).await
+            plain(pod, to, None).await
         }
         Err(error) => Err(dial_failed(&error, to)),
     }
@@ -230,12 +242,19 @@ fn from_pod(pod: &ServedPod, to: SocketAddr) -> Dial<'_> {
 
 fn dial_failed(error: &ambit_net::Error, to: SocketAddr) -> Outcome {
     match error {
-        ambit_net::Error::Timeout(_) if to.port() == HBONE_PORT => Reason::TunnelPortTimeout.into(),
-        ambit_net::Error::Timeout(_) => Reason::DialTimeout.into(),
+        ambit_net::Error::Timeout(_) => timed_out(to),
         other => match other.io() {
             Some(io) => Outcome::because(Reason::DialFailed, io),
             None => Outcome::because(Reason::DialFailed, other),
         },
+    }
+}
+
+fn timed_out(to: SocketAddr) -> Outcome {
+    if to.port() == HBONE_PORT {
+        Reason::TunnelPortTimeout.into()
+    } else {
+        Reason::DialTimeout.into()
     }
 }
 
@@ -269,6 +288,7 @@ fn open_failed(error: OpenError) -> Outcome {
     match error {
         OpenError::Refused { status, .. } => Reason::RefusedByPeer(status.as_u16()).into(),
         OpenError::Timeout(_) => Reason::TunnelTimeout.into(),
+        OpenError::NotAccepted => Reason::TunnelRefused.into(),
         OpenError::Invalid(what) => Outcome::because(Reason::Bug, what),
         other => Outcome::because(Reason::TunnelClosed, Chain(&other)),
     }

@@ -70,6 +70,7 @@ pub fn explain(
         source: client,
         destination: wanted,
         network,
+        avoid: &[],
     };
     // Any draw is as good as another; the answer says which endpoint it fell on.
     let decided = route::outbound(view, &outbound, &mut || fastrand::u64(..));
@@ -119,6 +120,7 @@ fn route_shown(decided: &Result<Route, ambit_model::reason::Reason>) -> Value {
             to,
             upstream,
             service,
+            instead: _,
         }) => json!({
             "kind": "plain",
             "nextHop": to.to_string(),
@@ -133,6 +135,7 @@ fn route_shown(decided: &Result<Route, ambit_model::reason::Reason>) -> Value {
             service,
             via_waypoint,
             beyond,
+            instead: _,
         })) => {
             let kind = match (beyond, via_waypoint) {
                 (Some(_), _) => "gateway",

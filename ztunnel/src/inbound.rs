@@ -71,14 +71,9 @@ async fn begin(pod: &ServedPod, stream: TcpStream) -> Result<Incoming<ServerStre
     let (stream, peer): (_, Peer) = ambit_tls::accept(&svid, stream, Limits::default())
         .await
         .map_err(|error| dial::tls_failed(&error))?;
-    server::serve(
-        stream,
-        peer,
-        &pod.worker.shared.tunnels,
-        pod.draining.wait(),
-    )
-    .await
-    .map_err(|error| dial::tunnel_failed(&error))
+    server::serve(stream, peer, &pod.worker.shared.tunnels, pod.leaving())
+        .await
+        .map_err(|error| dial::tunnel_failed(&error))
 }
 
 /// Hands out the CONNECTs of one tunnel until it ends.

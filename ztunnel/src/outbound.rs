@@ -3,17 +3,19 @@
 //! 1. Where was it going: the destination before redirection.
 //! 2. Whose is it: the pod's own record.
 //! 3. Decide on one view: refuse calls to ourselves, then [`route::outbound`].
-//! 4. Open the way (dial), trying another endpoint while nothing was sent.
+//! 4. Open the way (dial), trying another while nothing was sent.
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ambit_hbone::Stream;
 use ambit_model::reason::Reason;
 use ambit_model::route::{self, Outbound, Route, Tunnel};
+use ambit_model::text::Text;
 use ambit_model::workload::Workload;
 use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
@@ -23,16 +25,21 @@ use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::dial;
 use crate::live::{Carried, Decided, Guard};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
-/// Ways tried for one connection to a service. Each takes up to ten seconds when it fails by
-/// timeout, and an application waits no longer than that for much more.
+/// Ways tried for one connection. Where three endpoints in a row fail, so will a fourth.
 const ATTEMPTS: u32 = 3;
+
+/// Time for all of them together: as long as one connection attempt may take, so that an
+/// application waits no longer for several.
+const BUDGET: Duration = Duration::from_secs(10);
 
 /// Carries one connection from accept to close.
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
@@ -93,53 +100,81 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Decides and dials. Where the way failed before anything was sent and the destination is a
-    /// service, decides anew: another endpoint may do.
+    /// Decides and dials. Where the way failed before anything was sent, decides anew without what
+    /// failed: another endpoint may do, or another tunnel to the same one.
     async fn open(&self, record: &mut Record) -> Result<(Guard, Onward), Outcome> {
-        let mut tried = 1;
-        loop {
-            let route = self.decide(record)?;
+        let mut avoid = SmallVec::new();
+        let mut route = match self.decide(&avoid) {
+            Ok(route) => route,
+            Err(reason) => {
+                self.describe_meant(record);
+                return Err(reason.into());
+            }
+        };
+        let end = Instant::now() + BUDGET;
+        for left in (0..ATTEMPTS).rev() {
             let guard = self.register(&route);
             self.describe(&route, record);
-            let several = record.service.is_some();
+            // With nobody else to try, it may take what it takes.
+            let limit = route.instead().map(|_| share(end, left));
             let opened = tokio::select! {
                 biased;
                 refusal = guard.ended() => Err(refusal.into()),
-                opened = self.dial(&route, record) => opened,
+                opened = self.dial(&route, limit, record) => opened,
             };
-            match opened {
-                Ok(onward) => return Ok((guard, onward)),
-                Err(outcome) if several && tried < ATTEMPTS && outcome.reason.retriable() => {
-                    tracing::debug!(error = outcome.detail, tried, "trying another endpoint");
-                    tried += 1;
+            let outcome = match opened {
+                Ok(onward) => {
+                    record.open();
+                    return Ok((guard, onward));
                 }
-                Err(outcome) => return Err(outcome),
+                Err(outcome) => outcome,
+            };
+            let again = left > 0 && outcome.reason.retriable() && Instant::now() < end;
+            let next = again.then(|| self.another(&route, outcome.reason, &mut avoid));
+            match next.flatten() {
+                Some(next) => {
+                    tracing::debug!(error = outcome.detail, left, "trying another way");
+                    route = next;
+                }
+                None => return Err(outcome),
             }
         }
+        Err(Reason::Bug.into())
     }
 
-    /// Where it goes, on the view of this moment; where it goes nowhere, `record` learns at least
-    /// whom the application meant.
-    fn decide(&self, record: &mut Record) -> Result<Route, Reason> {
+    /// The way to try after one that failed, if there is one.
+    fn another(&self, failed: &Route, reason: Reason, avoid: &mut Avoided) -> Option<Route> {
+        if !reason.of_the_tunnel() {
+            avoid.push(failed.instead()?.clone());
+        }
+        self.decide(avoid).ok()
+    }
+
+    /// Where it goes, on the view of this moment.
+    fn decide(&self, avoid: &[Text]) -> Result<Route, Reason> {
         let shared = &self.pod.worker.shared;
         let outbound = Outbound {
             source: &self.source,
             destination: self.destination,
             network: &shared.settings.network,
+            avoid,
         };
+        shared
+            .store
+            .read(|view| route::outbound(view, &outbound, &mut || fastrand::u64(..)))
+    }
+
+    /// Where it goes nowhere, `record` learns at least whom the application meant.
+    fn describe_meant(&self, record: &mut Record) {
+        let shared = &self.pod.worker.shared;
+        let (network, address) = (&shared.settings.network, self.destination.ip());
         shared.store.read(|view| {
-            let decided = route::outbound(view, &outbound, &mut || fastrand::u64(..));
-            if decided.is_err() {
-                let (network, address) = (outbound.network, self.destination.ip());
-                record.service = view
-                    .service_at(network, address, &self.source.namespace)
-                    .cloned();
-                if record.service.is_none() {
-                    record.destination.workload = view.workload_at(network, address).cloned();
-                }
+            let service = view.service_at(network, address, &self.source.namespace);
+            record.service = service.cloned();
+            if record.service.is_none() {
+                record.destination.workload = view.workload_at(network, address).cloned();
             }
-            decided
-        })
+        });
     }
 
     fn register(&self, route: &Route) -> Guard {
@@ -163,46 +198,49 @@ impl Connection<'_> {
     }
 
     fn describe(&self, route: &Route, record: &mut Record) {
-        let (upstream, service, next_hop) = match route {
+        let (upstream, service, next_hop, authority) = match route {
             Route::Plain {
                 to,
                 upstream,
                 service,
-            } => (upstream.clone(), service, *to),
-            Route::Tunnel(way) => (Some(Arc::clone(&way.upstream)), &way.service, way.next_hop),
+                ..
+            } => (upstream.clone(), service, *to, None),
+            Route::Tunnel(way) => (
+                Some(Arc::clone(&way.upstream)),
+                &way.service,
+                way.next_hop,
+                Some(way.authority.clone()),
+            ),
         };
         record.destination.workload = upstream;
         record.service = service.clone();
         record.destination_address = Some(next_hop);
-        if let Route::Tunnel(way) = route {
-            record.authority = Some(way.authority.clone());
-        }
+        // Both ends of a tunnel are who they say, or it is not made.
+        record.source.identity = authority.as_ref().map(|_| self.source.identity.clone());
+        record.authority = authority;
     }
 
-    async fn dial(&self, route: &Route, record: &mut Record) -> Result<Onward, Outcome> {
-        match route {
+    async fn dial(
+        &self,
+        route: &Route,
+        limit: Option<Duration>,
+        record: &mut Record,
+    ) -> Result<Onward, Outcome> {
+        let way = match route {
             Route::Plain { to, .. } => {
-                record.open();
-                Ok(Onward::Plain(dial::plain(self.pod, *to).await?))
+                return Ok(Onward::Plain(dial::plain(self.pod, *to, limit).await?));
             }
-            Route::Tunnel(way) => {
-                // Both ends are who they say from here on, or the tunnel is not made.
-                record.source.identity = Some(self.source.identity.clone());
-                if way.beyond.is_none() {
-                    record.open();
-                }
-                let headers = self.headers(way);
-                let through = dial::tunnel(self.pod, &self.source, way, headers).await?;
-                if way.beyond.is_some() {
-                    // Which of the workloads over there it is, only the answer says.
-                    record.destination.workload = None;
-                    record.destination.said = said(&through.opened.headers);
-                }
-                record.destination.identity = Some(through.peer);
-                record.open();
-                Ok(Onward::Tunnel(through.opened.stream))
-            }
+            Route::Tunnel(way) => way,
+        };
+        let headers = self.headers(way);
+        let through = dial::tunnel(self.pod, &self.source, way, headers, limit).await?;
+        if way.beyond.is_some() {
+            // Which of the workloads over there it is, only the answer says.
+            record.destination.workload = None;
+            record.destination.said = said(&through.opened.headers);
         }
+        record.destination.identity = Some(through.peer);
+        Ok(Onward::Tunnel(through.opened.stream))
     }
 
     /// What the CONNECT says besides its authority.
@@ -223,6 +261,14 @@ impl Connection<'_> {
         insert(&mut headers, "traceparent", &trace.to_string());
         headers
     }
+}
+
+/// Uids of workloads on which an attempt has failed.
+type Avoided = SmallVec<[Text; 2]>;
+
+/// How long one attempt may take when `left` more may follow before `end`.
+fn share(end: Instant, left: u32) -> Duration {
+    end.saturating_duration_since(Instant::now()) / (left + 1)
 }
 
 /// What the other end says of its workload. Telemetry only.
@@ -255,5 +301,25 @@ async fn carry_on(client: TcpStream, onward: Onward, guard: &Guard, record: &Rec
         biased;
         refusal = guard.ended() => refusal.into(),
         closed = closed => Outcome::of(&closed, Direction::Outbound),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::{BUDGET, share};
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_share_one_budget() {
+        let end = Instant::now() + BUDGET;
+        assert_eq!(share(end, 2), BUDGET / 3);
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(share(end, 1), Duration::from_secs(3));
+        assert_eq!(share(end, 0), Duration::from_secs(6));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!(share(end, 0), Duration::ZERO);
     }
 }

@@ -7,7 +7,7 @@
 //! thread asks, each thread closes its listeners, says good-bye on its tunnels, lets connections
 //! end until the deadline, and ends the rest.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ambit_model::reason::Reason;
 use ambit_model::view::{LocalPod, View};
-use ambit_model::workload::{Workload, WorkloadType};
+use ambit_model::workload::{Health, Workload, WorkloadType};
 use ambit_net::listen::{DEFAULT_BACKLOG, TcpListen, Transparent};
 use ambit_net::netns::Netns;
 use ambit_net::options;
@@ -137,6 +137,14 @@ pub fn keepalive(settings: &Settings) -> Option<options::Keepalive> {
     )
 }
 
+/// What a pod's record says of it, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Unknown,
+    Unhealthy,
+    Healthy,
+}
+
 /// A pod as served by one thread.
 #[derive(Debug)]
 pub struct ServedPod {
@@ -147,7 +155,10 @@ pub struct ServedPod {
     /// The thread.
     pub worker: Rc<Worker>,
     /// Raised when no new work is to be taken.
-    pub draining: Flag,
+    draining: Flag,
+    /// Raised, and replaced by another, each time the pod's record gets worse: see [`Standing`].
+    leaving: RefCell<Flag>,
+    standing: Cell<Standing>,
     /// Raised when the time to finish is over.
     pub over: Flag,
     /// Tasks at work for it on this thread: connections from accept to close.
@@ -175,11 +186,14 @@ impl ServedPod {
             pod,
             worker: Rc::clone(worker),
             draining: Flag::default(),
+            leaving: RefCell::default(),
+            standing: Cell::new(Standing::Unknown),
             over: Flag::default(),
             busy: Busy::default(),
             baggage: RefCell::default(),
         });
         worker.add(&served);
+        worker.shared.store.read(|view| served.notice(view));
         let to_outbound = |pod, stream, peer| {
             drop(spawn_local("outbound", outbound::serve(pod, stream, peer)));
         };
@@ -252,6 +266,31 @@ impl ServedPod {
         });
         self.worker.remove(&self);
         self.busy.idle().await;
+    }
+
+    /// Looks at the pod's record in a new view. A pod that is going becomes unhealthy and is then
+    /// forgotten, while its namespace is still there: the last moment at which its peers can be told
+    /// to open no more streams.
+    pub fn notice(&self, view: &View) {
+        let known = self.pod.find(view, &self.worker.shared.settings.local_node);
+        let now = known.map_or(Standing::Unknown, |workload| match workload.health {
+            Health::Unhealthy => Standing::Unhealthy,
+            Health::Healthy => Standing::Healthy,
+        });
+        if now < self.standing.replace(now) {
+            self.leaving.take().raise();
+        }
+    }
+
+    /// Waits until the peers of a tunnel that is there now are to open no more streams on it.
+    pub fn leaving(&self) -> impl Future<Output = ()> + 'static {
+        let (draining, leaving) = (self.draining.wait(), self.leaving.borrow().wait());
+        async move {
+            tokio::select! {
+                () = draining => {}
+                () = leaving => {}
+            }
+        }
     }
 
     /// The pod's record now.

@@ -220,7 +220,8 @@ impl Record {
         }
     }
 
-    /// Counts it as opened. Call when both ends are as well known as they will be; later calls do
+    /// Counts it as opened. Call when both ends are as well known as they will be: outbound, when the
+    /// way is open, since another endpoint may have taken the place of the first; later calls do
     /// nothing.
     pub fn open(&mut self) {
         if self.counters.is_some() {

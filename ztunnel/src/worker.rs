@@ -102,10 +102,14 @@ impl Worker {
         if ended > 0 {
             tracing::info!(ended, "connections no longer permitted were ended");
         }
-        // A tunnel to a workload that is gone carries what it carries, and nothing new.
         self.shared.store.read(|view| {
+            // A tunnel to a workload that is gone carries nothing new, and ends once its far end
+            // gives no sign of life: nobody may be left there to end it.
             self.pool
-                .retire(|key| view.workload(&key.destination).is_none());
+                .forsake(|key| view.workload(&key.destination).is_none());
+            for pod in self.pods.borrow().values() {
+                pod.notice(view);
+            }
         });
     }
 

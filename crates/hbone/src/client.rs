@@ -56,6 +56,7 @@ where
         state: RefCell::new(State {
             ended: None,
             abort: None,
+            probe: false,
             driver: None,
         }),
     });
@@ -99,6 +100,8 @@ struct Shared {
 struct State {
     ended: Option<TunnelError>,
     abort: Option<&'static str>,
+    /// The peer is to be asked for a sign of life.
+    probe: bool,
     driver: Option<Waker>,
 }
 
@@ -156,6 +159,17 @@ impl Tunnel {
     pub fn abort(&self, reason: &'static str) {
         let mut state = self.shared.state.borrow_mut();
         state.abort.get_or_insert(reason);
+        if let Some(driver) = state.driver.take() {
+            drop(state);
+            driver.wake();
+        }
+    }
+
+    /// Asks the peer for a sign of life now. Without one the connection ends within seconds, rather
+    /// than after some quiet intervals. For a peer of which is said that it is gone.
+    pub fn probe(&self) {
+        let mut state = self.shared.state.borrow_mut();
+        state.probe = true;
         if let Some(driver) = state.driver.take() {
             drop(state);
             driver.wake();
@@ -325,6 +339,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         };
         if let Some(reason) = self.shared.register(cx) {
             return Poll::Ready(Err(TunnelError::Closed(reason)));
+        }
+        if std::mem::take(&mut self.shared.state.borrow_mut().probe) {
+            self.keepalive.probe(cx, self.turn.received());
         }
         self.turn.begin();
         self.shared.inboxes.begin(cx);

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::settings::Settings;
+use crate::settings::{PROBE, Settings};
 
 /// Watches a connection's quiet times. A connection on which anything arrives is never asked: data
 /// is as good a sign of life as an answer.
@@ -52,6 +52,15 @@ impl Keepalive {
             self.timer.as_mut().reset(Instant::now() + self.interval);
         }
         Poll::Pending
+    }
+
+    /// Asks at once, and takes the peer for dead if nothing comes within [`PROBE`].
+    pub(crate) fn probe(&mut self, cx: &mut Context<'_>, received: u64) {
+        self.seen = received;
+        self.quiet = self.limit.saturating_sub(1);
+        self.ask(cx);
+        let soon = Instant::now() + PROBE.min(self.interval);
+        self.timer.as_mut().reset(soon);
     }
 
     fn ask(&mut self, cx: &mut Context<'_>) {

@@ -178,6 +178,20 @@ impl<E: Clone + 'static> Pool<E> {
         }
     }
 
+    /// As [`retire`](Self::retire), for destinations that are said to be gone: tunnels without streams
+    /// end now, and the others within seconds if their peer gives no sign of life.
+    pub fn forsake(&self, matches: impl Fn(&Key) -> bool) {
+        let now = Instant::now();
+        let idle = self.shared.limits.idle;
+        self.shared.entries.borrow_mut().retain(|key, entry| {
+            if !matches(key) {
+                return true;
+            }
+            entry.forsake();
+            entry.sweep(now, idle)
+        });
+    }
+
     /// Ends the tunnels of the keys that match at once, with their streams; dials in flight come to
     /// nothing.
     pub fn close(&self, reason: &'static str, matches: impl Fn(&Key) -> bool) {

@@ -57,6 +57,10 @@ impl Default for Settings {
 /// Streams that the pool puts on one tunnel: Istio's default, so that a peer's limit of 200 holds.
 pub const POOL_STREAMS: u32 = 100;
 
+/// Time to give a sign of life for a peer that is said to be gone: a lost question or answer is sent
+/// again twice within it.
+pub(crate) const PROBE: Duration = Duration::from_secs(5);
+
 /// Bytes read from a connection in one turn of its driver, before streams get what arrived. Bounds
 /// what small frames can pile up inside the engine, whatever the peer sends.
 pub(crate) const TURN_BYTES: usize = 256 * 1024;

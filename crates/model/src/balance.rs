@@ -1,6 +1,7 @@
 //! The choice of an endpoint of a service.
 //!
-//! 1. An endpoint counts when the service's health policy takes it, it has weight, it can be reached, and the port leads somewhere.
+//! 1. An endpoint counts when the service's health policy takes it, it has weight, it can be reached, the port leads somewhere, and no
+//!    attempt on it for this connection has failed.
 //! 2. The mode of the service narrows them: STRICT to those that share every scope with the client, FAILOVER to those that share most,
 //!    in order.
 //! 3. Among the rest chance decides, by capacity.
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use crate::reason::Reason;
 use crate::service::{Endpoint, Endpoints, HealthPolicy, IpFamilies, Mode, Scope, Service};
+use crate::text::Text;
 use crate::workload::{Health, Workload};
 
 /// Draws before the exact choice is made by going through all endpoints. With half of the endpoints unfit, one choice in 256 needs it.
@@ -39,6 +41,8 @@ pub struct Wanted<'a> {
     pub port: u16,
     /// For what.
     pub purpose: Purpose,
+    /// Uids of workloads not to take, because an attempt on them has failed.
+    pub avoid: &'a [Text],
 }
 
 /// The endpoint that was chosen.
@@ -48,6 +52,8 @@ pub struct Picked<'v> {
     pub workload: &'v Arc<Workload>,
     /// The port to reach there.
     pub port: u16,
+    /// It was one of several.
+    pub others: bool,
 }
 
 /// Chooses one endpoint of `service`. Allocates nothing; `random` gives uniform numbers.
@@ -91,6 +97,7 @@ fn draw<'v>(
             return Some(Picked {
                 workload: &endpoint.workload,
                 port,
+                others: count > 1,
             });
         }
     }
@@ -127,6 +134,7 @@ fn choose<'v>(
             picked = Some(Picked {
                 workload: &endpoint.workload,
                 port,
+                others: endpoints.len() > 1,
             });
         }
     }
@@ -166,7 +174,8 @@ fn fit(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u1
         // Its address, if it has one, means nothing here.
         workload.network_gateway.is_some()
     };
-    if !healthy || workload.capacity == 0 || !reachable {
+    let avoided = wanted.avoid.contains(&workload.uid);
+    if !healthy || avoided || workload.capacity == 0 || !reachable {
         return None;
     }
     let mapped = endpoint.target_port(service, wanted.port);

@@ -64,6 +64,8 @@ pub enum Reason {
     TunnelFailed,
     /// The tunnel closed before the stream was answered.
     TunnelClosed,
+    /// The tunnel's end said that it did not act on the CONNECT: it is leaving, or has no room.
+    TunnelRefused,
     /// The tunnel's end did not answer the CONNECT in time.
     TunnelTimeout,
     /// The tunnel's end answered the CONNECT with this status.
@@ -136,6 +138,7 @@ impl Reason {
             | Self::AuthorityMismatch
             | Self::BadRequest
             | Self::TunnelClosed
+            | Self::TunnelRefused
             | Self::TunnelTimeout
             | Self::RefusedByPeer(_)
             | Self::DialFailed
@@ -195,6 +198,7 @@ impl Reason {
             Self::Expired => "certificate expired",
             Self::TunnelFailed => "http2 handshake failed",
             Self::TunnelClosed => "tunnel closed",
+            Self::TunnelRefused => "tunnel takes no more streams",
             Self::TunnelTimeout => "tunnel request timed out",
             Self::RefusedByPeer(_) => "http status",
             Self::DialFailed => "connection failed",
@@ -212,6 +216,12 @@ impl Reason {
         }
     }
 
+    /// Does it say something of the one tunnel, and nothing of its end: a new tunnel there may do.
+    #[must_use]
+    pub fn of_the_tunnel(self) -> bool {
+        matches!(self, Self::TunnelClosed | Self::TunnelRefused)
+    }
+
     /// May a connection attempt with this outcome be tried again elsewhere: nothing reached an application.
     #[must_use]
     pub fn retriable(self) -> bool {
@@ -222,6 +232,7 @@ impl Reason {
                 | Self::TunnelPortTimeout
                 | Self::TunnelFailed
                 | Self::TunnelClosed
+                | Self::TunnelRefused
                 | Self::HandshakeFailed
                 | Self::HandshakeTimeout
                 | Self::RefusedByPeer(503)

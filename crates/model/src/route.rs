@@ -22,6 +22,7 @@ use crate::balance::{self, Picked, Purpose, Wanted};
 use crate::identity::Identity;
 use crate::reason::Reason;
 use crate::service::{IpFamilies, Mode, Service};
+use crate::text::Text;
 use crate::view::View;
 use crate::workload::{Protocol, Workload};
 
@@ -41,6 +42,8 @@ pub struct Outbound<'a> {
     pub destination: SocketAddr,
     /// The network in which that address is to be understood: the proxy's own.
     pub network: &'a str,
+    /// Uids of workloads not to choose, because an attempt on them has failed.
+    pub avoid: &'a [Text],
 }
 
 /// Where a connection goes.
@@ -54,6 +57,8 @@ pub enum Route {
         upstream: Option<Arc<Workload>>,
         /// The service that was addressed, if one was.
         service: Option<Arc<Service>>,
+        /// See [`Tunnel::instead`].
+        instead: Option<Text>,
     },
     /// Through a tunnel.
     Tunnel(Tunnel),
@@ -76,6 +81,19 @@ pub struct Tunnel {
     pub via_waypoint: bool,
     /// The tunnel's end is a gateway into another network: what is behind it.
     pub beyond: Option<Box<Beyond>>,
+    /// Uid of the workload to avoid for another choice, when the choice was among several.
+    pub instead: Option<Text>,
+}
+
+impl Route {
+    /// The uid to put in [`Outbound::avoid`] when this way has failed; `None` when there was no other choice.
+    #[must_use]
+    pub fn instead(&self) -> Option<&Text> {
+        match self {
+            Self::Plain { instead, .. } => instead.as_ref(),
+            Self::Tunnel(way) => way.instead.as_ref(),
+        }
+    }
 }
 
 /// The end of the tunnel inside the one to a network's gateway.
@@ -101,6 +119,7 @@ pub fn outbound(
         source,
         destination,
         network,
+        avoid: _,
     } = *connection;
     refuse_own_ports(source, destination)?;
     if let Some(service) = view.service_at(network, destination.ip(), &source.namespace) {
@@ -113,6 +132,7 @@ pub fn outbound(
         to: destination,
         upstream: None,
         service: None,
+        instead: None,
     })
 }
 
@@ -146,6 +166,7 @@ fn to_service(
             to: destination,
             upstream: None,
             service,
+            instead: None,
         });
     }
     let endpoints = view
@@ -156,6 +177,7 @@ fn to_service(
         address: destination.ip(),
         port: destination.port(),
         purpose: Purpose::Serve,
+        avoid: connection.avoid,
     };
     let picked = balance::pick(service, endpoints, &wanted, random)?;
     if picked.workload.network != connection.source.network {
@@ -163,6 +185,7 @@ fn to_service(
             workload: picked.workload,
             service: Some(service),
             port: picked.port,
+            others: picked.others,
         };
         return through_gateway(view, connection, service, &hop, random);
     }
@@ -204,6 +227,7 @@ fn through_gateway(
         service: Some(Arc::clone(service)),
         via_waypoint: false,
         beyond: Some(Box::new(beyond)),
+        instead: chosen.instead().or_else(|| gateway.instead()),
     }))
 }
 
@@ -229,6 +253,7 @@ fn to_workload(
         Picked {
             workload,
             port: destination.port(),
+            others: false,
         },
         None,
     )
@@ -247,11 +272,13 @@ fn direct(
     let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
     let address = balance::dial_address(workload, families, connection.destination.ip());
     let to = SocketAddr::new(address.ok_or(Reason::HostnameUnresolved)?, picked.port);
+    let instead = picked.others.then(|| workload.uid.clone());
     match workload.protocol {
         Protocol::Tcp => Ok(Route::Plain {
             to,
             upstream: Some(Arc::clone(workload)),
             service: service.cloned(),
+            instead,
         }),
         Protocol::Hbone => Ok(Route::Tunnel(Tunnel {
             next_hop: SocketAddr::new(to.ip(), HBONE_PORT),
@@ -261,6 +288,7 @@ fn direct(
             service: service.cloned(),
             via_waypoint: false,
             beyond: None,
+            instead,
         })),
     }
 }
@@ -300,6 +328,8 @@ struct Hop<'v> {
     /// The service it is an endpoint of, when it was addressed so.
     service: Option<&'v Arc<Service>>,
     port: u16,
+    /// It was one of several.
+    others: bool,
 }
 
 impl Hop<'_> {
@@ -319,7 +349,12 @@ impl Hop<'_> {
             service: service.cloned(),
             via_waypoint: true,
             beyond: None,
+            instead: self.instead(),
         }))
+    }
+
+    fn instead(&self) -> Option<Text> {
+        self.others.then(|| self.workload.uid.clone())
     }
 
     fn dial_address(&self, connection: &Outbound<'_>) -> Option<SocketAddr> {
@@ -352,6 +387,7 @@ fn find_hop<'v>(
                     workload,
                     service: None,
                     port,
+                    others: false,
                 });
             }
         },
@@ -361,6 +397,7 @@ fn find_hop<'v>(
                     workload,
                     service: None,
                     port,
+                    others: false,
                 });
             }
             let service = view.service_at(network, *address, namespace);
@@ -372,6 +409,7 @@ fn find_hop<'v>(
         address: connection.destination.ip(),
         port,
         purpose,
+        avoid: connection.avoid,
     };
     let endpoints = view
         .endpoints(&service.key)
@@ -382,6 +420,7 @@ fn find_hop<'v>(
         workload: picked.workload,
         service: Some(service),
         port: picked.port,
+        others: picked.others,
     })
 }
 

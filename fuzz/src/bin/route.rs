@@ -94,6 +94,7 @@ fn check_outbound(view: &View, source: &Workload, from: Bytes<'_, '_>) -> arbitr
         source,
         destination,
         network: "",
+        avoid: &[],
     };
     let addressed = view.service_at("", destination.ip(), "ns");
     match outbound(view, &connection, &mut random) {
@@ -101,6 +102,7 @@ fn check_outbound(view: &View, source: &Workload, from: Bytes<'_, '_>) -> arbitr
             to,
             upstream,
             service,
+            ..
         }) => {
             assert!(upstream.is_none_or(|upstream| upstream.protocol == Protocol::Tcp));
             assert!(

@@ -30,6 +30,8 @@ pub(super) struct Entry<E> {
 struct Kept {
     tunnel: Tunnel,
     retired: bool,
+    /// Its peer was asked for a sign of life.
+    probed: bool,
     /// When it last had a stream, as far as is known.
     used: Instant,
 }
@@ -88,6 +90,7 @@ impl<E: Clone> Entry<E> {
         self.tunnels.push(Kept {
             tunnel,
             retired: false,
+            probed: false,
             used: now,
         });
     }
@@ -95,6 +98,15 @@ impl<E: Clone> Entry<E> {
     pub(super) fn retire(&mut self) {
         for kept in &mut self.tunnels {
             kept.retired = true;
+        }
+    }
+
+    /// Retires the tunnels and asks each peer once whether it is there.
+    pub(super) fn forsake(&mut self) {
+        self.retire();
+        for kept in self.tunnels.iter_mut().filter(|kept| !kept.probed) {
+            kept.probed = true;
+            kept.tunnel.probe();
         }
     }
 

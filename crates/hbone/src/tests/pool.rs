@@ -96,6 +96,24 @@ fn streams(pool: &Pool<&'static str>) -> Vec<u32> {
 }
 
 #[test]
+fn a_forsaken_key_carries_nothing_new_and_keeps_what_lives() {
+    paused(async |peer| {
+        let (pool, to) = (Pool::new(Limits::default()), Destination::new(peer));
+        let held = open(&pool, 1, &to).await;
+        drop(open(&pool, 2, &to).await);
+        pool.forsake(|_| true);
+        assert_eq!(streams(&pool), [1], "the idle tunnel is gone at once");
+        // Its peer lives, so what it carries goes on; a new stream gets a new tunnel.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        pool.forsake(|_| false);
+        assert_eq!(streams(&pool), [1]);
+        let other = open(&pool, 1, &to).await;
+        assert_eq!(to.dials.get(), 3);
+        drop((held, other));
+    });
+}
+
+#[test]
 fn streams_of_one_key_share_a_tunnel_and_keys_do_not() {
     paused(async |peer| {
         let (pool, to) = (Pool::new(Limits::default()), Destination::new(peer));

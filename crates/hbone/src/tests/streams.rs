@@ -463,6 +463,31 @@ fn a_silent_peer_is_taken_for_dead() {
 }
 
 #[test]
+fn a_probed_peer_has_seconds_to_give_a_sign_of_life() {
+    paused(async |peer| {
+        let (near, _far) = tokio::io::duplex(1 << 20);
+        let settings = Settings::default();
+        let (tunnel, driver) = handshake(near, peer.clone(), &settings).await.unwrap();
+        let driver = tokio::task::spawn_local(driver);
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let asked = tokio::time::Instant::now();
+        tunnel.probe();
+        assert!(matches!(driver.await.unwrap(), Err(TunnelError::Silent)));
+        assert_eq!(asked.elapsed().as_secs(), 5);
+
+        let (tunnel, incoming) = ends(&peer, &settings, 16 * 1024).await;
+        let mut streams = accept_all(incoming);
+        for _ in 0..3 {
+            tunnel.probe();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        let opened = tunnel.open(request()).await.unwrap();
+        streams.recv().await.unwrap();
+        drop(opened);
+    });
+}
+
+#[test]
 fn an_idle_tunnel_between_living_peers_stays() {
     paused(async |peer| {
         let (tunnel, incoming) = ends(&peer, &Settings::default(), 16 * 1024).await;

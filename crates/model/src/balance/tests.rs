@@ -44,6 +44,7 @@ fn picks(
             address: ip("10.1.0.1"),
             port: 80,
             purpose: Purpose::Serve,
+            avoid: &[],
         };
         let picked = pick(service, &endpoints, &wanted, &mut random).unwrap();
         assert_eq!(picked.port, 8080);
@@ -65,6 +66,7 @@ fn one(
         address: ip("10.1.0.1"),
         port,
         purpose,
+        avoid: &[],
     };
     let picked = pick(service, &endpoints, &wanted, &mut random(1))?;
     Ok((picked.workload.name.to_string(), picked.port))
@@ -345,7 +347,7 @@ proptest! {
         let nearest = usable.iter().map(|w| common(&scopes, &client, w)).max();
         let endpoints = view.endpoints(&service.key).cloned().unwrap_or_default();
         let wanted =
-            Wanted { client: &client, address: ip("10.1.0.1"), port: 80, purpose: Purpose::Serve };
+            Wanted { client: &client, address: ip("10.1.0.1"), port: 80, purpose: Purpose::Serve, avoid: &[] };
         match pick(&service, &endpoints, &wanted, &mut random(seed)) {
             Ok(picked) => {
                 prop_assert!(usable.iter().any(|w| w.uid == picked.workload.uid));

@@ -18,6 +18,7 @@ fn lead(mesh: Vec<Change>, destination: &str) -> String {
         source: mesh.workload(CLIENT).unwrap(),
         destination: socket(destination),
         network: "",
+        avoid: &[],
     };
     match outbound(&mesh, &connection, &mut random(11)) {
         Ok(Route::Plain { to, upstream, .. }) => match upstream {

@@ -19,6 +19,7 @@ fn route(view: &View, source: &str, destination: &str) -> Result<Route, Reason> 
             source,
             destination,
             network: "",
+            avoid: &[],
         },
         &mut random(3),
     )
@@ -115,6 +116,7 @@ fn dials_the_original_destination_of_a_passthrough_service() {
         to,
         upstream,
         service,
+        ..
     }) = route(&view, WEB, "10.1.0.2:80")
     else {
         panic!("plain");
@@ -278,6 +280,7 @@ fn draws_among_weighted_waypoints_by_weight() {
             source,
             destination: socket("10.1.0.2:80"),
             network: "",
+            avoid: &[],
         };
         let Ok(Route::Tunnel(tunnel)) = outbound(&view, &connection, &mut random) else {
             panic!("tunnel");
@@ -359,4 +362,40 @@ fn refuses_other_networks_and_workloads_without_address() {
         |_| {},
     );
     assert_eq!(summary(&named, WEB, "10.1.0.2:80"), "HostnameUnresolved");
+}
+
+#[test]
+fn chooses_another_when_an_attempt_has_failed_and_says_when_there_is_none() {
+    let second = crate::fixture::serves(pod("shop", "cart2", "10.0.0.3"), &key("shop", "cart"));
+    let second_uid = second.uid.clone();
+    let view = apply(&shop(), [Change::UpsertWorkload(second)]);
+    let lead = |view: &View, avoid: &[crate::Text], destination: &str| {
+        let connection = Outbound {
+            source: view.workload(WEB).unwrap(),
+            destination: socket(destination),
+            network: "",
+            avoid,
+        };
+        outbound(view, &connection, &mut random(3))
+    };
+    let service = "10.1.0.2:80";
+    let first = lead(&view, &[], service).unwrap();
+    let failed = first.instead().unwrap().clone();
+    assert!(failed == *CART || failed == second_uid);
+    for _ in 0..20 {
+        let next = lead(&view, std::slice::from_ref(&failed), service).unwrap();
+        assert_ne!(next.instead().unwrap(), &failed);
+    }
+    let both = [CART.into(), second_uid];
+    assert_eq!(lead(&view, &both, service), Err(Reason::NoHealthyUpstream));
+    assert_eq!(
+        lead(&shop(), &[], service).unwrap().instead(),
+        None,
+        "the only one"
+    );
+    assert_eq!(
+        lead(&view, &[], "10.0.0.2:80").unwrap().instead(),
+        None,
+        "named by its client"
+    );
 }
