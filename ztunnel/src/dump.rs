@@ -29,6 +29,7 @@ pub async fn config_dump(
         "workloads": workloads(&view),
         "services": services(&view),
         "policies": policies(&view),
+        "unresolvedPolicies": unresolved(&view),
         "stagedServices": view.staged_services().map(ToString::to_string).collect::<Vec<_>>(),
         "certificates": certificates.dump(),
         "workloadState": pod_states(pods, agent, connections),
@@ -211,6 +212,18 @@ fn policy(compiled: &Compiled) -> Value {
         "rules": rules.collect::<Vec<_>>(),
         "problems": compiled.problems(),
     })
+}
+
+/// Workloads that list a policy which is not known; what arrives for them is refused.
+fn unresolved(view: &View) -> Vec<Value> {
+    let listing = |workload: &std::sync::Arc<Workload>| {
+        let policy = view.policies_for(workload).unresolved()?.clone();
+        Some((workload.uid.clone(), policy))
+    };
+    let mut all: Vec<_> = view.workloads().filter_map(listing).collect();
+    all.sort();
+    let shown = |(uid, policy)| json!({ "workload": uid, "policy": policy });
+    all.into_iter().map(shown).collect()
 }
 
 /// Istio's shape of a match: values bare, fields without values left out.

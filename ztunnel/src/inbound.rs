@@ -214,7 +214,10 @@ async fn open(
     record: &mut Record,
 ) -> Result<Opened, Outcome> {
     let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
-    let decided = decide(pod, &local, &asked, ends, record);
+    let mut decided = decide(pod, &local, &asked, ends, record);
+    if unresolved(&decided) && Box::pin(pod.policies_known()).await {
+        decided = decide(pod, &local, &asked, ends, record);
+    }
     record.open();
     let admitted = decided?;
     let guard = pod.register(
@@ -232,6 +235,11 @@ async fn open(
         local,
         application,
     })
+}
+
+/// Whether only a policy that is not known yet stands against it.
+pub(crate) fn unresolved(decided: &Result<Admitted, Outcome>) -> bool {
+    matches!(decided, Err(outcome) if outcome.reason == Reason::PolicyUnresolved)
 }
 
 /// Asks whether the stream may come in, and learns for the record who its ends are: one view for

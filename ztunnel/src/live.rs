@@ -152,12 +152,13 @@ impl Live {
     }
 
     /// Asks again for every connection, on the newest view; tells those that fail to end. Returns
-    /// how many were told.
-    pub async fn recheck(&self, store: &Store) -> usize {
+    /// how many were told. `waits` says whether a pod may still wait for a policy that its record
+    /// lists and that is not known: its connections then go on until another policy denies them.
+    pub async fn recheck(&self, store: &Store, waits: impl Fn(&str) -> bool) -> usize {
         let mut told = 0;
         let mut next = Some(0);
         while let Some(from) = next {
-            let (count, rest) = store.read(|view| self.recheck_turn(view, from));
+            let (count, rest) = store.read(|view| self.recheck_turn(view, from, &waits));
             told += count;
             next = rest;
             tokio::task::yield_now().await;
@@ -166,7 +167,12 @@ impl Live {
     }
 
     /// One turn: the entries from `from` on. Returns how many were told to end, and where to go on.
-    fn recheck_turn(&self, view: &View, from: usize) -> (usize, Option<usize>) {
+    fn recheck_turn(
+        &self,
+        view: &View,
+        from: usize,
+        waits: &impl Fn(&str) -> bool,
+    ) -> (usize, Option<usize>) {
         let mut entries = self.entries.borrow_mut();
         let until = (from + TURN).min(entries.capacity());
         let mut wakers = Vec::new();
@@ -178,6 +184,9 @@ impl Live {
                 continue;
             }
             if let Err(refusal) = still_right(view, &entry.decided) {
+                if refusal.reason == Reason::PolicyUnresolved && waits(&entry.pod) {
+                    continue;
+                }
                 entry.ended = Some(refusal);
                 wakers.push(entry.waker.take());
             }

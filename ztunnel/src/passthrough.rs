@@ -20,7 +20,7 @@ use ambit_relay::{relay, tcp};
 use tokio::net::TcpStream;
 
 use crate::dial;
-use crate::inbound::service;
+use crate::inbound::{service, unresolved};
 use crate::live::{Decided, Guard};
 use crate::outbound::refuse;
 use crate::pod::ServedPod;
@@ -56,7 +56,10 @@ async fn begin(
         original_destination(client).map_err(|error| Outcome::because(Reason::Io, error))?;
     record.destination_address = Some(destination);
     let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
-    let decided = decide(pod, &local, destination, record);
+    let mut decided = decide(pod, &local, destination, record);
+    if unresolved(&decided) && Box::pin(pod.policies_known()).await {
+        decided = decide(pod, &local, destination, record);
+    }
     record.open();
     let admitted = decided?;
     let guard = pod.register(

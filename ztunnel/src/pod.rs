@@ -27,6 +27,7 @@ use ambit_tls::Svid;
 use ambit_wire::baggage::{Baggage, OwnerType};
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::busy::Busy;
 use crate::config::{
@@ -43,6 +44,11 @@ use crate::{inbound, outbound, passthrough};
 /// How long a connection waits for its own workload or certificate to become known: as long as
 /// Istio's node proxy. A pod's first connection often comes before the control plane has seen it.
 pub const UNKNOWN: Duration = Duration::from_secs(5);
+
+/// How long a policy that a pod's record lists may be unknown before that forbids what it would
+/// decide on: workloads and policies come in different responses, in either order. Until then new
+/// connections wait and open ones go on.
+pub const UNRESOLVED: Duration = Duration::from_secs(5);
 
 /// A pod as every thread sees it.
 #[derive(Debug)]
@@ -159,6 +165,8 @@ pub struct ServedPod {
     /// Raised, and replaced by another, each time the pod's record gets worse: see [`Standing`].
     leaving: RefCell<Flag>,
     standing: Cell<Standing>,
+    /// Until when a policy that the record lists may be unknown; `None` when all are known.
+    unresolved: Cell<Option<Instant>>,
     /// Raised when the time to finish is over.
     pub over: Flag,
     /// Tasks at work for it on this thread: connections from accept to close.
@@ -188,6 +196,7 @@ impl ServedPod {
             draining: Flag::default(),
             leaving: RefCell::default(),
             standing: Cell::new(Standing::Unknown),
+            unresolved: Cell::default(),
             over: Flag::default(),
             busy: Busy::default(),
             baggage: RefCell::default(),
@@ -280,6 +289,42 @@ impl ServedPod {
         if now < self.standing.replace(now) {
             self.leaving.take().raise();
         }
+        if known.is_none_or(|workload| all_known(view, workload)) {
+            self.unresolved.set(None);
+        } else {
+            self.unresolved_until();
+        }
+    }
+
+    /// Until when a policy that the pod's record lists may be unknown, if one is.
+    #[must_use]
+    pub fn waits_until(&self) -> Option<Instant> {
+        self.unresolved.get()
+    }
+
+    /// The same, when one is known to be unknown: the time runs from when that was first seen.
+    fn unresolved_until(&self) -> Instant {
+        let until = self.unresolved.get().unwrap_or(Instant::now() + UNRESOLVED);
+        self.unresolved.set(Some(until));
+        until
+    }
+
+    /// Waits until every policy that the pod's record lists is known, if that may still come.
+    /// Answers whether it is worth asking again.
+    pub async fn policies_known(&self) -> bool {
+        let limit = self
+            .unresolved_until()
+            .saturating_duration_since(Instant::now());
+        let shared = &self.worker.shared;
+        let find = |view: &View| {
+            let known = self.pod.find(view, &shared.settings.local_node)?;
+            all_known(view, known).then_some(())
+        };
+        let known = !limit.is_zero() && shared.store.wait_for(limit, find).await.is_some();
+        if known {
+            self.unresolved.set(None);
+        }
+        known
     }
 
     /// Waits until the peers of a tunnel that is there now are to open no more streams on it.
@@ -356,6 +401,10 @@ impl ServedPod {
         *kept = Some((Arc::clone(workload), value.clone()));
         Some(value)
     }
+}
+
+fn all_known(view: &View, workload: &Workload) -> bool {
+    workload.policies.is_empty() || view.policies_for(workload).unresolved().is_none()
 }
 
 fn baggage_of(workload: &Workload) -> Baggage {

@@ -14,6 +14,7 @@ use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_model::reason::Reason;
 use ambit_observe::access::AccessLog;
 use ambit_runtime::tasks::spawn_local;
+use tokio::time::Instant;
 
 use crate::config::Settings;
 use crate::live::Live;
@@ -84,24 +85,24 @@ impl Worker {
         drop(spawn_local("tunnel sweep", self.pool.sweeper()));
         let mut views = self.shared.store.changes();
         let mut sweep = tokio::time::interval(self.shared.settings.metrics.look());
+        // When the time of a policy that is waited for is over, if one is.
+        let mut over = None;
         loop {
             tokio::select! {
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    self.recheck().await;
+                    over = self.recheck().await;
                 }
+                () = at(over) => over = self.recheck().await,
                 _ = sweep.tick() => self.telemetry.sweep(),
             }
         }
     }
 
-    async fn recheck(&self) {
-        let ended = self.live.recheck(&self.shared.store).await;
-        if ended > 0 {
-            tracing::info!(ended, "connections no longer permitted were ended");
-        }
+    /// Looks at everything that lives, on the newest view. Returns when to look again without one.
+    async fn recheck(&self) -> Option<Instant> {
         self.shared.store.read(|view| {
             // A tunnel to a workload that is gone carries nothing new, and ends once its far end
             // gives no sign of life: nobody may be left there to end it.
@@ -111,6 +112,21 @@ impl Worker {
                 pod.notice(view);
             }
         });
+        let now = Instant::now();
+        let until = |pod: &ServedPod| pod.waits_until().filter(|until| *until > now);
+        let waits = |uid: &str| {
+            let pods = self.pods.borrow();
+            pods.get(uid).is_some_and(|pod| until(pod).is_some())
+        };
+        let ended = self.live.recheck(&self.shared.store, waits).await;
+        if ended > 0 {
+            tracing::info!(ended, "connections no longer permitted were ended");
+        }
+        self.pods
+            .borrow()
+            .values()
+            .filter_map(|pod| until(pod))
+            .min()
     }
 
     /// A place among the handshakes in flight, or a refusal.
@@ -142,6 +158,14 @@ impl Worker {
         {
             pods.remove(&pod.pod.uid);
         }
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -183,13 +183,15 @@ pub fn admit(view: &View, inbound: &Inbound<'_>) -> Result<Admitted, Refusal> {
 ///
 /// # Errors
 ///
-/// [`Reason::PolicyChanged`] with the policy that now forbids it.
+/// [`Reason::PolicyChanged`] with the policy that now forbids it; [`Reason::PolicyUnresolved`] with a name that is listed and not known,
+/// when no known policy denies it: the caller says how long that may last.
 pub fn still_admitted(view: &View, admitted: &Admitted) -> Result<(), Refusal> {
     let local = view
         .workload(&admitted.local.uid)
         .unwrap_or(&admitted.local);
     match permitted(view, local, &admitted.attributes()) {
         Ok(_) => Ok(()),
+        Err(refusal) if refusal.reason == Reason::PolicyUnresolved => Err(refusal),
         Err(refusal) => Err(Refusal {
             reason: Reason::PolicyChanged,
             ..refusal

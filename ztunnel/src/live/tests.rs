@@ -99,12 +99,12 @@ async fn a_new_policy_ends_what_it_forbids_and_nothing_else() {
     let web = inbound(&store, &live, "web");
     let other = inbound(&store, &live, "other");
     store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
-    assert_eq!(live.recheck(&store).await, 1);
+    assert_eq!(live.recheck(&store, |_| false).await, 1);
     let refusal = web.ended().now_or_never().unwrap();
     assert_eq!(refusal.reason, Reason::PolicyChanged);
     assert_eq!(refusal.policy, Some(PolicyKey::new("shop", "no-web")));
     assert!(other.ended().now_or_never().is_none());
-    assert_eq!(live.recheck(&store).await, 0, "told once");
+    assert_eq!(live.recheck(&store, |_| false).await, 0, "told once");
     drop((web, other));
     assert_eq!(live.open(), 0);
 }
@@ -118,12 +118,27 @@ async fn a_policy_that_a_workload_comes_to_list_counts_too() {
     };
     policy.scope = Scope::WorkloadSelector;
     store.apply([Change::UpsertPolicy(policy)]);
-    assert_eq!(live.recheck(&store).await, 0);
+    assert_eq!(live.recheck(&store, |_| false).await, 0);
     let mut cart = workload("cart", "10.0.0.2");
     cart.policies.push(PolicyKey::new("shop", "picked"));
     store.apply([Change::UpsertWorkload(cart)]);
-    assert_eq!(live.recheck(&store).await, 1);
+    assert_eq!(live.recheck(&store, |_| false).await, 1);
     assert!(guard.ended().now_or_never().is_some());
+}
+
+#[tokio::test]
+async fn a_listed_policy_that_is_not_known_is_waited_for_while_the_pod_may_wait() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let guard = inbound(&store, &live, "web");
+    let mut cart = workload("cart", "10.0.0.2");
+    cart.policies.push(PolicyKey::new("shop", "late"));
+    store.apply([Change::UpsertWorkload(cart)]);
+    assert_eq!(live.recheck(&store, |pod| pod == "uid").await, 0);
+    assert!(guard.ended().now_or_never().is_none());
+    assert_eq!(live.recheck(&store, |_| false).await, 1);
+    let refusal = guard.ended().now_or_never().unwrap();
+    assert_eq!(refusal.reason, Reason::PolicyUnresolved);
+    assert_eq!(refusal.to_string(), "policy is not known yet: shop/late");
 }
 
 #[tokio::test]
@@ -136,7 +151,7 @@ async fn wakes_the_connection_it_ends() {
             let waiting = tokio::task::spawn_local(async move { guard.ended().await });
             tokio::task::yield_now().await;
             store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
-            live.recheck(&store).await;
+            live.recheck(&store, |_| false).await;
             assert_eq!(waiting.await.unwrap().reason, Reason::PolicyChanged);
         })
         .await;
@@ -148,14 +163,14 @@ async fn an_outbound_connection_ends_when_its_far_end_becomes_somebody_else() {
     let guard = outbound(&store, &live);
     store.apply([Change::RemoveAddress("c//Pod/shop/cart".into())]);
     assert_eq!(
-        live.recheck(&store).await,
+        live.recheck(&store, |_| false).await,
         0,
         "a pod that goes away may finish"
     );
     let mut heir = workload("heir", "10.0.0.2");
     heir.uid = "c//Pod/shop/heir".into();
     store.apply([Change::UpsertWorkload(heir)]);
-    assert_eq!(live.recheck(&store).await, 1);
+    assert_eq!(live.recheck(&store, |_| false).await, 1);
     assert_eq!(
         guard.ended().now_or_never().unwrap().reason,
         Reason::PeerIdentityMismatch
@@ -167,6 +182,6 @@ async fn every_turn_is_asked() {
     let (store, live) = (store(), Rc::new(Live::default()));
     let guards: Vec<_> = (0..1000).map(|_| inbound(&store, &live, "web")).collect();
     store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
-    assert_eq!(live.recheck(&store).await, 1000);
+    assert_eq!(live.recheck(&store, |_| false).await, 1000);
     assert_eq!(live.list().len(), guards.len());
 }

@@ -313,8 +313,6 @@ fn ends_a_live_connection_that_a_change_forbids_at_any_reach() {
             deny("shop/deny", Scope::WorkloadSelector, "web"),
             listed.clone(),
         ],
-        // The workload lists a policy that has not come yet.
-        vec![listed],
     ];
     for changes in forbidding {
         let refusal = still_admitted(&apply(&before, changes.clone()), &admitted).unwrap_err();
@@ -325,6 +323,10 @@ fn ends_a_live_connection_that_a_change_forbids_at_any_reach() {
             "connection closed due to policy change"
         );
     }
+    // The workload lists a policy that has not come yet: told apart, so that it may still come.
+    let refusal = still_admitted(&apply(&before, [listed]), &admitted).unwrap_err();
+    assert_eq!(refusal.reason, Reason::PolicyUnresolved);
+    assert_eq!(refusal.policy, Some(PolicyKey::parse("shop/deny")));
     let harmless = [
         vec![deny("shop/deny", Scope::Namespace, "other")],
         vec![deny("other/deny", Scope::Namespace, "web")],
