@@ -1,16 +1,16 @@
 //! What a control plane may say besides what ours says: application tunnels, other networks.
 
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ambit_hbone::{OpenError, Request, StreamIo, client};
 use ambit_tests::apps::bytes::whole;
 use ambit_tests::mint::Mint;
 use ambit_tests::plan::{AMBIENT, Plan};
-use ambit_tests::pod::Pod;
-use ambit_tests::world::World;
+use ambit_tests::pod::{ANSWER, Pod};
 use ambit_tests::world::told::{service, workload};
+use ambit_tests::world::{CHANGE, World};
 use ambit_tls::Limits;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -289,4 +289,147 @@ fn a_tunnel_to_a_pod_that_is_gone_ends_long_before_it_would_look_dead() {
     let took = start.elapsed();
     // Five seconds after the change is known; a silent peer alone takes twenty to thirty.
     assert!(took < Duration::from_secs(18), "{took:?}");
+}
+
+/// A tunnel from `pod`, as `identity`, to the proxy that holds `expected`.
+async fn tunnel(
+    world: &World,
+    pod: &Pod,
+    identity: &str,
+    (to, expected): (IpAddr, &str),
+) -> client::Tunnel {
+    let mint = Mint::of(&world.state()).unwrap();
+    let svid = mint.issue(identity).unwrap().svid().unwrap();
+    let to = SocketAddr::from((to, 15008)).to_string();
+    let stream = pod.dial(&to).await.unwrap();
+    let expected = [expected.parse().unwrap()];
+    let connecting = ambit_tls::connect(&svid, stream, &expected, Limits::default());
+    let (tls, peer) = connecting.await.unwrap();
+    let settings = ambit_hbone::Settings::default();
+    let (tunnel, driver) = client::handshake(tls, peer, &settings).await.unwrap();
+    tokio::task::spawn_local(driver);
+    tunnel
+}
+
+fn ask_for(to: IpAddr, port: u16) -> Request {
+    Request {
+        authority: SocketAddr::from((to, port)).into(),
+        headers: http::HeaderMap::new(),
+    }
+}
+
+/// Opens a tunnel from `pod` to the proxy of node 2 itself, as `identity`, and asks for its metrics
+/// port.
+async fn to_the_proxy(world: &World, pod: &Pod, identity: &str) -> Result<StreamIo, OpenError> {
+    let at = world.node_address(2);
+    let proxy = "spiffe://cluster.local/ns/istio-system/sa/ztunnel";
+    let tunnel = tunnel(world, pod, identity, (at, proxy)).await;
+    Ok(tunnel.open(ask_for(at, 15020)).await?.stream.into())
+}
+
+#[test]
+fn the_peers_of_a_pod_that_is_going_are_told_while_it_is_still_there() {
+    let world = world("going");
+    let (plain, server) = (world.pod("outside/gateway"), world.pod("mesh/server"));
+    let _echo = server.serve_echo(8080);
+    let (at, holds) = (IpAddr::from(server.ipv4()), server.identity());
+    let local = tokio::task::LocalSet::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    local.block_on(&runtime, async {
+        let client = "spiffe://cluster.local/ns/mesh/sa/client";
+        let tunnel = tunnel(&world, plain, client, (at, &holds)).await;
+        let opened = tunnel.open(ask_for(at, 8080)).await.unwrap();
+        let mut stream = StreamIo::from(opened.stream);
+        let manifest = world.manifests().join("pod-mesh-server.yaml");
+        let text = std::fs::read_to_string(manifest).unwrap();
+        let unready = text.replace(r#""status": "True""#, r#""status": "False""#);
+        assert_ne!(text, unready);
+        world.apply("pod-mesh-server", &unready);
+        let told = async {
+            while tunnel.is_ready() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(CHANGE, told).await.expect("GOAWAY");
+        // What is open goes on.
+        stream.write_all(b"still here").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut answer = [0; 10];
+        let answered = tokio::time::timeout(ANSWER, stream.read_exact(&mut answer)).await;
+        answered.expect("an answer").unwrap();
+        assert_eq!(&answer, b"still here");
+    });
+}
+
+#[test]
+fn the_proxy_itself_is_reached_through_a_tunnel_and_under_policy() {
+    let world = world("own");
+    let plain = world.pod("outside/gateway");
+    let scraper = "spiffe://cluster.local/ns/outside/sa/gateway";
+    let local = tokio::task::LocalSet::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    local.block_on(&runtime, async {
+        let mut held = to_the_proxy(&world, plain, scraper).await.unwrap();
+        held.write_all(b"GET /metrics HTTP/1.1\r\nhost: proxy\r\n\r\n").await.unwrap();
+        held.flush().await.unwrap();
+        let mut answer = [0; 15];
+        held.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+
+        let deny = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "case", "namespace": "istio-system"},
+            "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["outside"]}}]}]},
+        });
+        let _denied = world.apply_for_now("case", &deny.to_string());
+        // The connection that was allowed ends too.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(CHANGE, held.read_to_end(&mut rest)).await;
+        ended.expect("an end").unwrap_err();
+        match to_the_proxy(&world, plain, scraper).await {
+            Err(OpenError::Refused { status, .. }) => assert_eq!(status, 401),
+            other => panic!("{other:?}"),
+        }
+        let other = "spiffe://cluster.local/ns/mesh/sa/client";
+        to_the_proxy(&world, plain, other).await.unwrap();
+    });
+    let records = [
+        ("direction", "inbound"),
+        ("dst.workload", "ztunnel-n2"),
+        ("src.identity", scraper),
+    ];
+    assert!(world.wait_records("ztunnel-n2", &records, 2).len() >= 2);
+}
+
+#[test]
+fn a_listed_policy_that_does_not_come_forbids_and_is_shown() {
+    let world = world("late");
+    let (client, server) = (world.pod("mesh/client"), world.pod("mesh/server"));
+    let listing = json!({"authorizationPolicies": ["mesh/late"]});
+    let of = |listing| json!({"workloads": [workload(client, "", json!({})), workload(server, "", listing)]});
+    world.tell(1, "", &of(json!({})));
+    world.tell(2, "", &of(listing));
+    let echo = server.serve_echo(8080);
+    client.ask("mesh/server:8080", b"may wait").unwrap_err();
+    let start = Instant::now();
+    client.ask("mesh/server:8080", b"may not").unwrap_err();
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "the time to wait is over"
+    );
+    let refused = [
+        ("direction", "inbound"),
+        ("error", "policy is not known yet: mesh/late"),
+    ];
+    world.wait_records("ztunnel-n2", &refused, 2);
+    assert_eq!(echo.seen().count(), 0);
+    let shown = world.config_dump("ztunnel-n2").unwrap();
+    let expected = json!([{"workload": "Kubernetes//Pod/mesh/server", "policy": "mesh/late"}]);
+    assert_eq!(shown["unresolvedPolicies"], expected);
 }

@@ -15,6 +15,7 @@ use ambit_control::{Channel, ControlPlane, Roots, TokenSource};
 use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_identity::{CaIssuer, Certificates, Renewer};
 use ambit_net::listen::TcpListen;
+use ambit_net::netns::Netns;
 use ambit_observe::access::AccessLog;
 use ambit_observe::logging::{LogFormat, Logging};
 use ambit_observe::metrics::Registry;
@@ -42,8 +43,10 @@ use crate::dns::{self, Resolver};
 use crate::dump;
 use crate::explain;
 use crate::file;
+use crate::inpod::reconcile::PodInfo;
 use crate::inpod::{Session, Status};
 use crate::metrics::{self, Metrics};
+use crate::pod::Sockets;
 use crate::pods::Pods;
 use crate::worker::{Shared, Worker};
 
@@ -155,6 +158,7 @@ impl Proxy {
         };
         local.serve(logging, &registry, quit, &readiness, Arc::clone(&stopping))?;
         control(&shared, &registry, renewer, synced)?;
+        serve_own(&shared.settings, threads.handles().len(), &pods)?;
 
         let agent_session = Session::new(pods.clone(), agent);
         let socket = shared.settings.inpod_uds.clone();
@@ -212,6 +216,29 @@ fn threads(shared: &Arc<Shared>) -> anyhow::Result<DataThreads<Worker>> {
         thread.run("housekeeping", Worker::keep)?;
     }
     Ok(threads)
+}
+
+/// Takes tunnels to the proxy itself, if it was told who it is.
+fn serve_own(settings: &Settings, threads: usize, pods: &Pods) -> anyhow::Result<()> {
+    let info = PodInfo {
+        name: settings.pod_name.clone(),
+        namespace: settings.pod_namespace.clone(),
+        service_account: settings.service_account.clone(),
+    };
+    let parts = [&info.name, &info.namespace, &info.service_account];
+    if parts.iter().any(|part| part.is_empty()) {
+        return Ok(());
+    }
+    let bound =
+        || Ok::<_, ambit_net::Error>((Netns::current()?, Sockets::bind_own(settings, threads)?));
+    let (netns, sockets) = bound().context("tunnels to the proxy itself")?;
+    let pods = pods.clone();
+    drop(tasks::spawn("own tunnels", async move {
+        if let Err(error) = pods.serve_own(info, netns, sockets).await {
+            tracing::error!(%error, "tunnels to the proxy itself are not served");
+        }
+    }));
+    Ok(())
 }
 
 /// The local HTTP servers.

@@ -202,7 +202,8 @@ pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStre
     }
     let client = admitted.peer_address().ip();
     // A pod that calls itself would get its answers from itself, not from us.
-    let spoof = settings.original_source != OriginalSource::Off
+    let spoof = !pod.pod.own
+        && settings.original_source != OriginalSource::Off
         && client != to.ip()
         && client.is_ipv4() == to.is_ipv4();
     let dial = from_pod(pod, to);

@@ -61,6 +61,9 @@ pub struct Pod {
     pub netns: Netns,
     /// Its certificate.
     pub credential: Credential,
+    /// It is the proxy's own pod. Nothing is redirected there: it takes tunnels only, and what it
+    /// dials sees the proxy's address, since the answers to any other would not come back.
+    pub own: bool,
 }
 
 impl Pod {
@@ -79,9 +82,15 @@ impl Pod {
 /// One thread's listeners in one pod.
 #[derive(Debug)]
 pub struct Sockets {
+    hbone: StdListener,
+    /// For what is redirected to us; none in our own pod.
+    redirected: Option<Redirected>,
+}
+
+#[derive(Debug)]
+struct Redirected {
     outbound: StdListener,
     passthrough: StdListener,
-    hbone: StdListener,
 }
 
 impl Sockets {
@@ -94,30 +103,48 @@ impl Sockets {
         settings: &Settings,
         threads: usize,
     ) -> Result<Vec<Self>, ambit_net::Error> {
-        let listen = |port: u16| TcpListen {
-            address: SocketAddr::new(settings.wildcard(), port),
-            transparent: match settings.original_source {
-                OriginalSource::Auto => Transparent::Wanted,
-                OriginalSource::Required => Transparent::Required,
-                OriginalSource::Off => Transparent::Off,
-            },
-            // Without it a second thread could not listen.
-            reuse_port: settings.inpod_port_reuse || threads > 1,
-            mark: mark(settings),
-            backlog: DEFAULT_BACKLOG,
+        let transparent = match settings.original_source {
+            OriginalSource::Auto => Transparent::Wanted,
+            OriginalSource::Required => Transparent::Required,
+            OriginalSource::Off => Transparent::Off,
         };
-        let bind = || {
-            (0..threads)
-                .map(|_| {
-                    Ok(Self {
-                        outbound: listen(OUTBOUND_PORT).bind()?,
-                        passthrough: listen(PASSTHROUGH_PORT).bind()?,
-                        hbone: listen(HBONE_PORT).bind()?,
-                    })
-                })
-                .collect()
+        let listen = |port| listener(settings, threads, port, transparent).bind();
+        let all = || {
+            Ok(Self {
+                redirected: Some(Redirected {
+                    outbound: listen(OUTBOUND_PORT)?,
+                    passthrough: listen(PASSTHROUGH_PORT)?,
+                }),
+                hbone: listen(HBONE_PORT)?,
+            })
         };
-        netns.run(bind)?
+        netns.run(|| (0..threads).map(|_| all()).collect())?
+    }
+
+    /// Binds the listeners for tunnels to the proxy itself, in its own namespace.
+    ///
+    /// # Errors
+    /// The port is in use there.
+    pub fn bind_own(settings: &Settings, threads: usize) -> Result<Vec<Self>, ambit_net::Error> {
+        let own = || {
+            let listener = listener(settings, threads, HBONE_PORT, Transparent::Off);
+            Ok(Self {
+                redirected: None,
+                hbone: listener.bind()?,
+            })
+        };
+        (0..threads).map(|_| own()).collect()
+    }
+}
+
+fn listener(settings: &Settings, threads: usize, port: u16, transparent: Transparent) -> TcpListen {
+    TcpListen {
+        address: SocketAddr::new(settings.wildcard(), port),
+        transparent,
+        // Without it a second thread could not listen.
+        reuse_port: settings.inpod_port_reuse || threads > 1,
+        mark: mark(settings),
+        backlog: DEFAULT_BACKLOG,
     }
 }
 
@@ -186,9 +213,14 @@ impl ServedPod {
         sockets: Sockets,
         draining: Draining,
     ) -> io::Result<()> {
-        let outbound = TcpListener::from_std(sockets.outbound)?;
-        let passthrough = TcpListener::from_std(sockets.passthrough)?;
         let hbone = TcpListener::from_std(sockets.hbone)?;
+        let redirected = match sockets.redirected {
+            None => None,
+            Some(there) => Some((
+                TcpListener::from_std(there.outbound)?,
+                TcpListener::from_std(there.passthrough)?,
+            )),
+        };
         let served = Rc::new(Self {
             uid: Rc::from(pod.uid.as_str()),
             pod,
@@ -215,13 +247,11 @@ impl ServedPod {
         let to_inbound = |pod, stream, peer| {
             drop(spawn_local("inbound", inbound::serve(pod, stream, peer)));
         };
-        served.listen("outbound listener", outbound, &draining, to_outbound);
-        served.listen(
-            "passthrough listener",
-            passthrough,
-            &draining,
-            to_passthrough,
-        );
+        if let Some((outbound, passthrough)) = redirected {
+            served.listen("outbound listener", outbound, &draining, to_outbound);
+            let name = "passthrough listener";
+            served.listen(name, passthrough, &draining, to_passthrough);
+        }
         served.listen("inbound listener", hbone, &draining, to_inbound);
         drop(spawn_local("pod drain", served.end(draining)));
         Ok(())

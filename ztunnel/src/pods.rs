@@ -138,7 +138,56 @@ impl Pods {
             info: wanted.info.clone(),
             netns,
             credential: crate::credential::Credential::default(),
+            own: false,
         });
+        let (drain, keep) = self.serve(name.clone(), pod, sockets, names).await?;
+        let entry = Entry {
+            info: wanted.info.clone(),
+            drain,
+            _certificate: keep,
+        };
+        inner.running.lock().insert(wanted.uid.clone(), entry);
+        tracing::info!(pod = name, uid = wanted.uid, "pod is served");
+        inner.shared.metrics.pods.started.inc();
+        self.count();
+        Ok(())
+    }
+
+    /// Serves tunnels to the proxy itself, so that what it tells (its metrics) can be had under
+    /// mutual TLS and policy. Returns when the proxy stops. To be called once, with sockets of
+    /// [`Sockets::bind_own`].
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn serve_own(
+        &self,
+        info: PodInfo,
+        netns: Netns,
+        sockets: Vec<Sockets>,
+    ) -> Result<(), StartError> {
+        let name = format!("{}/{}", info.namespace, info.name);
+        let pod = Arc::new(Pod {
+            // No pod's uid, which is a UUID.
+            uid: "self".to_owned(),
+            info,
+            netns,
+            credential: crate::credential::Credential::default(),
+            own: true,
+        });
+        let (drain, _certificate) = self.serve(name, pod, sockets, None).await?;
+        drain.finished().await;
+        Ok(())
+    }
+
+    /// Serves a pod on all threads, its names if there are sockets for them, and keeps its certificate until the second answer is dropped.
+    async fn serve(
+        &self,
+        name: String,
+        pod: Arc<Pod>,
+        sockets: Vec<Sockets>,
+        names: Option<dns::Sockets>,
+    ) -> Result<(Drain, oneshot::Sender<()>), StartError> {
+        let inner = &self.inner;
         let child = inner.draining.lock().as_ref().map(Draining::child);
         let (drain, draining) = child.ok_or_else(|| StartError::Stopping(name.clone()))?;
         for (thread, sockets) in inner.threads.iter().zip(sockets) {
@@ -169,16 +218,7 @@ impl Pods {
             "pod certificate",
             self.clone().keep_certificate(pod, kept),
         ));
-        let entry = Entry {
-            info: wanted.info.clone(),
-            drain,
-            _certificate: keep,
-        };
-        inner.running.lock().insert(wanted.uid.clone(), entry);
-        tracing::info!(pod = name, uid = wanted.uid, "pod is served");
-        inner.shared.metrics.pods.started.inc();
-        self.count();
-        Ok(())
+        Ok((drain, keep))
     }
 
     /// Stops serving a pod. Its listeners close at once; its connections get until the
