@@ -431,3 +431,21 @@ fn a_block_of_addresses_leads_to_the_endpoints_it_has_now() {
         assert_eq!(lead(mesh, "198.51.101.7:80"), "TCP 198.51.101.7:80");
     }
 }
+
+#[test]
+fn a_health_policy_that_changes_counts_for_endpoints_that_came_before() {
+    let serving_sick = workload("sick", "127.0.0.2", |sick| {
+        sick.health = Health::Unhealthy;
+        serving(sick, "example", vec![port(80, 8080)]);
+    });
+    let all = |service: &mut Service| {
+        service.load_balancing.health_policy = crate::service::HealthPolicy::AllowAll;
+    };
+    let sent = vec![serving_sick, example(|_| {})];
+    assert_eq!(lead(sent.clone(), "127.0.0.3:80"), "NoHealthyUpstream");
+    let flipped: Vec<_> = sent.into_iter().chain([example(all)]).collect();
+    let to_sick = "TCP 127.0.0.2:8080 sick";
+    assert_eq!(lead(flipped.clone(), "127.0.0.3:80"), to_sick);
+    let back = flipped.into_iter().chain([example(|_| {})]).collect();
+    assert_eq!(lead(back, "127.0.0.3:80"), "NoHealthyUpstream");
+}
