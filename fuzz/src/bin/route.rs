@@ -120,7 +120,7 @@ fn check_outbound(view: &View, source: &Workload, from: Bytes<'_, '_>) -> arbitr
             assert!(tunnel.expected.contains(&own.identity));
             assert!(own.owns(tunnel.next_hop.ip()));
             let waypoint = addressed.is_some_and(|service| service.waypoint.is_some());
-            assert!(tunnel.via_waypoint || !waypoint);
+            assert!(tunnel.via_waypoint || tunnel.beyond.is_some() || !waypoint);
             if tunnel.via_waypoint {
                 assert_eq!(tunnel.authority, destination.into());
             }
