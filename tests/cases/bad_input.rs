@@ -170,7 +170,7 @@ fn a_broken_change_leaves_the_last_good_version_in_force() {
     let world = POLICED.alone();
     let _app = world.pod("mesh/server").serve_echo(9602);
     let good = policy("DENY", "from: [{source: {namespaces: [other]}}]");
-    let _applied = world.apply_for_now("case", &good);
+    let applied = world.apply_for_now("case", &good);
     let (client, stranger) = (world.pod("mesh/client"), world.pod("other/stranger"));
     world.eventually("the stranger is denied", || {
         !stranger.reaches("mesh/server:9602")
@@ -184,6 +184,11 @@ fn a_broken_change_leaves_the_last_good_version_in_force() {
     world.apply("case", &mended);
     world.eventually("the mended version is in force", || {
         stranger.reaches("mesh/server:9602") && !client.reaches("mesh/server:9602")
+    });
+    drop(applied);
+    // The next case begins without a policy.
+    world.eventually("all are let in again", || {
+        client.reaches("mesh/server:9602")
     });
 }
 

@@ -275,6 +275,11 @@ fn a_connection_that_a_change_ends_is_recorded_once_and_as_denied() {
             || !matches!(live.read(&mut [0; 64]), Ok(length) if length > 0),
         );
     });
+    // The next case begins without the policy.
+    world.eventually("the client is let in again", || {
+        let again = world.pod("mesh/client").connect("mesh/server:9512");
+        again.is_ok_and(|mut stream| stream.read(&mut [0; 4]).is_ok_and(|length| length > 0))
+    });
 }
 
 #[test]
@@ -285,7 +290,7 @@ fn plaintext_where_it_is_not_allowed_is_recorded_without_an_identity() {
         "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
         "metadata": {"name": "case", "namespace": "mesh"}, "spec": {"mtls": {"mode": "STRICT"}},
     });
-    let _applied = world.apply_for_now("case", &strict.to_string());
+    let applied = world.apply_for_now("case", &strict.to_string());
     world.eventually("STRICT is in force", || {
         !world.pod("outside/far").reaches("mesh/server:9513")
     });
@@ -307,6 +312,11 @@ fn plaintext_where_it_is_not_allowed_is_recorded_without_an_identity() {
     ];
     one_connection(&world, &[Told::far("DENY", labels, fields)], || {
         assert!(!world.pod("outside/plain").reaches("mesh/server:9513"));
+    });
+    drop(applied);
+    // The next case begins without STRICT.
+    world.eventually("plaintext is let in again", || {
+        world.pod("outside/plain").reaches("mesh/server:9513")
     });
 }
 
