@@ -34,8 +34,7 @@ pub fn is_answer(query: &Query<'_>, id: u16, bytes: &[u8]) -> bool {
     let Ok(header) = Header::read(bytes) else {
         return false;
     };
-    let fits = header.id == id && header.has(flag::ANSWER) && header.flags & flag::OPCODE == 0;
-    if !fits {
+    if header.id != id || !is_reply(&header) {
         return false;
     }
     match header.questions {
@@ -44,6 +43,11 @@ pub fn is_answer(query: &Query<'_>, id: u16, bytes: &[u8]) -> bool {
         0 => header.code() != code::NO_ERROR && header.code() != code::NO_SUCH_NAME,
         _ => false,
     }
+}
+
+/// Whether it is an answer at all, and to a query of the only kind that is sent on.
+fn is_reply(header: &Header) -> bool {
+    header.has(flag::ANSWER) && header.flags & flag::OPCODE == 0
 }
 
 fn same_question(query: &Query<'_>, answer: &[u8]) -> bool {
@@ -117,7 +121,8 @@ pub fn fit(mut answer: Vec<u8>, limit: usize) -> Vec<u8> {
 pub fn lifetime(query: &Query<'_>, answer: &[u8]) -> Option<u32> {
     let header = Header::read(answer).ok()?;
     let known = matches!(header.code(), code::NO_ERROR | code::NO_SUCH_NAME);
-    if !known || header.questions != 1 || header.has(flag::TRUNCATED) || !query.is_plain() {
+    let whole = header.questions == 1 && !header.has(flag::TRUNCATED);
+    if !known || !whole || !is_reply(&header) || !query.is_plain() {
         return None;
     }
     if !same_question(query, answer) {

@@ -239,6 +239,12 @@ fn an_answer_holds_as_long_as_its_shortest_record_and_a_denial_as_the_zone_says(
     );
     longer.truncate(40);
     assert_eq!(lifetime(&query, &longer), None, "cut on the way");
+    let answer = said(NAME, ok, &[a(NAME, 60)], &[]).to_vec().unwrap();
+    for (what, changed) in [("a query", 0x80), ("of another kind", 0x28)] {
+        let mut other = answer.clone();
+        other[2] ^= changed;
+        assert_eq!(lifetime(&query, &other), None, "{what}");
+    }
 }
 
 #[test]
