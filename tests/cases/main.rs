@@ -11,5 +11,6 @@ mod mesh;
 mod network;
 mod observation;
 mod policy;
+mod upgrade;
 mod waypoint;
 mod wire;

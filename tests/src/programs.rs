@@ -106,6 +106,13 @@ impl Programs {
         running.get(name)?.recipe.environment.get(variable).cloned()
     }
 
+    /// How a program was started.
+    #[must_use]
+    pub fn recipe(&self, name: &str) -> Option<Recipe> {
+        let running = self.running.lock();
+        running.get(name).map(|program| program.recipe.clone())
+    }
+
     /// Ends a program with a signal and waits until it is gone.
     ///
     /// # Panics

@@ -175,6 +175,24 @@ impl World {
         self.wait_program(program);
     }
 
+    /// Starts a second node proxy beside `program`, for the same node, and waits until it is
+    /// ready. Like the new pod of a rolling update it has a network namespace of its own: that of
+    /// a pod outside the mesh. Returns its name.
+    ///
+    /// # Panics
+    ///
+    /// There is no such program, or the second does not become ready.
+    #[must_use]
+    pub fn start_beside(&self, program: &str, pod: &str) -> String {
+        let netns = self.pod(pod).plan.netns();
+        let second = format!("ztunnel-{netns}");
+        let mut recipe = self.programs.recipe(program).expect(program);
+        recipe.netns = self.run.namespace(&netns);
+        self.programs.start(&second, recipe).expect("the same file");
+        self.wait_program(&second);
+        second
+    }
+
     // Manifests.
 
     /// The folder of manifests.

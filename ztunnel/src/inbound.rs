@@ -34,6 +34,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::busy::Work;
 use crate::dial;
 use crate::live::{Decided, Guard};
 use crate::outbound::said;
@@ -48,8 +49,7 @@ struct Ends {
 }
 
 /// Serves one tunnel from accept to close.
-pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr) {
-    let _work = pod.busy.begin();
+pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr, _work: Work) {
     let peer = canonical(peer);
     let local = stream.local_addr().map_or(peer, canonical);
     let ends = Ends { peer, local };

@@ -29,6 +29,7 @@ use smallvec::SmallVec;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::busy::Work;
 use crate::dial;
 use crate::live::{Carried, Decided, Guard};
 use crate::pod::ServedPod;
@@ -42,8 +43,7 @@ const ATTEMPTS: u32 = 3;
 const BUDGET: Duration = Duration::from_secs(10);
 
 /// Carries one connection from accept to close.
-pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
-    let _work = pod.busy.begin();
+pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr, _work: Work) {
     let mut record = Record::new(&pod.worker.telemetry, Direction::Outbound, canonical(peer));
     let outcome = match begin(&pod, &client, &mut record).await {
         Ok((guard, onward)) => carry_on(client, onward, &guard, &record).await,

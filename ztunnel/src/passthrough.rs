@@ -19,6 +19,7 @@ use ambit_observe::access::Direction;
 use ambit_relay::{relay, tcp};
 use tokio::net::TcpStream;
 
+use crate::busy::Work;
 use crate::dial;
 use crate::inbound::{service, unresolved};
 use crate::live::{Decided, Guard};
@@ -27,8 +28,7 @@ use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
 /// Carries one connection from accept to close.
-pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr) {
-    let _work = pod.busy.begin();
+pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr, _work: Work) {
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
     let outcome = match begin(&pod, &client, &mut record).await {
         Ok((guard, application)) => tokio::select! {

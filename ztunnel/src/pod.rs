@@ -17,7 +17,7 @@ use std::time::Duration;
 use ambit_model::reason::Reason;
 use ambit_model::view::{LocalPod, View};
 use ambit_model::workload::{Health, Workload, WorkloadType};
-use ambit_net::listen::{DEFAULT_BACKLOG, TcpListen, Transparent};
+use ambit_net::listen::{DEFAULT_BACKLOG, TcpListen, Transparent, hand_over};
 use ambit_net::netns::Netns;
 use ambit_net::options;
 use ambit_runtime::accept::accept_loop;
@@ -29,7 +29,7 @@ use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use crate::busy::Busy;
+use crate::busy::{Busy, Work};
 use crate::config::{
     HBONE_PORT, Keepalive, OUTBOUND_PORT, OriginalSource, PASSTHROUGH_PORT, Settings,
 };
@@ -118,7 +118,19 @@ impl Sockets {
                 hbone: listen(HBONE_PORT)?,
             })
         };
-        netns.run(|| (0..threads).map(|_| all()).collect())?
+        netns.run(|| {
+            let bound = (0..threads).map(|_| all()).collect();
+            if !hand_over(true) {
+                tracing::debug!("net.ipv4.tcp_migrate_req cannot be set: connections may be reset in the moment in which another proxy takes over");
+            }
+            bound
+        })?
+    }
+
+    /// Takes back, in the namespace of a pod that leaves the mesh, what [`Sockets::bind`] set there
+    /// beside its listeners. A namespace that is gone needs it no more.
+    pub fn forget(netns: &Netns) {
+        let _ = netns.run(|| hand_over(false));
     }
 
     /// Binds the listeners for tunnels to the proxy itself, in its own namespace.
@@ -196,7 +208,7 @@ pub struct ServedPod {
     unresolved: Cell<Option<Instant>>,
     /// Raised when the time to finish is over.
     pub over: Flag,
-    /// Tasks at work for it on this thread: connections from accept to close.
+    /// Tasks at work for it on this thread: listeners, and connections from accept to close.
     pub busy: Busy,
     /// What the pod says of itself on its tunnels, and for which record of it.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
@@ -235,17 +247,23 @@ impl ServedPod {
         });
         worker.add(&served);
         worker.shared.store.read(|view| served.notice(view));
-        let to_outbound = |pod, stream, peer| {
-            drop(spawn_local("outbound", outbound::serve(pod, stream, peer)));
-        };
-        let to_passthrough = |pod, stream, peer| {
+        let to_outbound = |pod, stream, peer, work| {
             drop(spawn_local(
-                "passthrough",
-                passthrough::serve(pod, stream, peer),
+                "outbound",
+                outbound::serve(pod, stream, peer, work),
             ));
         };
-        let to_inbound = |pod, stream, peer| {
-            drop(spawn_local("inbound", inbound::serve(pod, stream, peer)));
+        let to_passthrough = |pod, stream, peer, work| {
+            drop(spawn_local(
+                "passthrough",
+                passthrough::serve(pod, stream, peer, work),
+            ));
+        };
+        let to_inbound = |pod, stream, peer, work| {
+            drop(spawn_local(
+                "inbound",
+                inbound::serve(pod, stream, peer, work),
+            ));
         };
         if let Some((outbound, passthrough)) = redirected {
             served.listen("outbound listener", outbound, &draining, to_outbound);
@@ -262,13 +280,17 @@ impl ServedPod {
         name: &'static str,
         listener: TcpListener,
         draining: &Draining,
-        serve: impl Fn(Rc<Self>, TcpStream, SocketAddr) + 'static,
+        serve: impl Fn(Rc<Self>, TcpStream, SocketAddr, Work) + 'static,
     ) {
         let (pod, draining) = (Rc::clone(self), draining.clone());
+        // From before the first connection to after the last: the pod is not idle while one may
+        // still come.
+        let work = self.busy.begin();
         let accepting = async move {
+            let _listening = work;
             let each = |stream: TcpStream, peer| {
                 pod.prepare(&stream);
-                serve(Rc::clone(&pod), stream, peer);
+                serve(Rc::clone(&pod), stream, peer, pod.busy.begin());
             };
             if let Err(error) = accept_loop(listener, &draining, each).await {
                 tracing::error!(name, pod = pod.pod.info.name, %error, "listener failed");

@@ -62,7 +62,7 @@ pub struct Running {
 }
 
 struct Entry {
-    info: PodInfo,
+    pod: Arc<Pod>,
     drain: Drain,
     /// Ends the task that keeps the certificate.
     _certificate: oneshot::Sender<()>,
@@ -140,9 +140,11 @@ impl Pods {
             credential: crate::credential::Credential::default(),
             own: false,
         });
-        let (drain, keep) = self.serve(name.clone(), pod, sockets, names).await?;
+        let (drain, keep) = self
+            .serve(name.clone(), Arc::clone(&pod), sockets, names)
+            .await?;
         let entry = Entry {
-            info: wanted.info.clone(),
+            pod,
             drain,
             _certificate: keep,
         };
@@ -229,7 +231,7 @@ impl Pods {
             return;
         };
         let grace = self.inner.shared.settings.termination_deadline;
-        let info = &entry.info;
+        let info = &entry.pod.info;
         tracing::info!(
             namespace = info.namespace,
             pod = info.name,
@@ -241,13 +243,14 @@ impl Pods {
         // The entry's drop would be an order to stop at once, and end its certificate.
         drop(tasks::spawn("pod stop", async move {
             let Entry {
+                pod,
                 drain,
                 _certificate,
-                ..
             } = entry;
             if !drain.complete(grace).await {
                 tracing::warn!("a pod's connections did not end in time");
             }
+            Sockets::forget(&pod.netns);
         }));
     }
 
@@ -276,7 +279,7 @@ impl Pods {
             .iter()
             .map(|(uid, entry)| Running {
                 uid: uid.clone(),
-                info: entry.info.clone(),
+                info: entry.pod.info.clone(),
             })
             .collect()
     }

@@ -40,6 +40,28 @@ pub struct TcpListen {
 /// Enough for a burst of new connections during one long turn of the event loop.
 pub const DEFAULT_BACKLOG: u32 = 1024;
 
+/// Where the kernel takes the setting of [`hand_over`]. In a container that is not privileged the
+/// first is read-only; ours is given the host's as the second. Either shows the namespace of
+/// whoever looks.
+const HAND_OVER: [&str; 2] = [
+    "/proc/sys/net/ipv4/tcp_migrate_req",
+    "/host/proc/sys/net/ipv4/tcp_migrate_req",
+];
+
+/// Says whether, in the calling thread's namespace, connections that wait to be accepted by a
+/// listener that closes go to another listener of the same port (with
+/// [`reuse_port`](TcpListen::reuse_port)) in place of being reset: without it, a client whose
+/// handshake ends while a listener closes loses its connection. Both families; kernel 5.14.
+///
+/// Answers whether the kernel took it.
+#[must_use]
+pub fn hand_over(wanted: bool) -> bool {
+    let value = if wanted { "1" } else { "0" };
+    HAND_OVER
+        .iter()
+        .any(|file| std::fs::write(file, value).is_ok())
+}
+
 impl TcpListen {
     /// A plain listener at `address`: not transparent, not shared, not marked.
     #[must_use]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::backoff::Backoff;
@@ -94,6 +95,11 @@ impl Accept for TcpListener {
     }
 }
 
+/// Held while a listener closes. The kernel gives what still waits in its queue to another listener
+/// of the port, of this process or of the next (`ambit_net::listen::hand_over`), and resets what it
+/// gave to one that closes in the same instant, which those of several threads would do.
+static CLOSING: Mutex<()> = Mutex::new(());
+
 /// Hands every connection to `serve` until the drain is requested, then what is already queued,
 /// then closes the listener.
 ///
@@ -145,6 +151,8 @@ pub async fn accept_loop<L: Accept>(
         };
         serve(connection, peer);
     }
+    let _alone = CLOSING.lock();
+    drop(listener);
     Ok(())
 }
 

@@ -169,14 +169,16 @@ fn one(client: &Rc<Client>, socket: &Rc<UdpSocket>, message: &[u8], peer: Socket
 }
 
 async fn streams(client: Rc<Client>, listener: TcpListener, ending: Flag, draining: Draining) {
+    let _listening = client.busy.begin();
     let each = |stream: TcpStream, _peer| {
         if client.streams.get() >= STREAMS {
             return;
         }
         client.streams.set(client.streams.get() + 1);
         let (client, ending) = (Rc::clone(&client), ending.clone());
+        let work = client.busy.begin();
         drop(spawn_local("DNS stream", async move {
-            let _work = client.busy.begin();
+            let _work = work;
             if let Err(error) = stream_of(&client, stream, &ending).await {
                 tracing::debug!(%error, "DNS stream ended");
             }

@@ -1,0 +1,72 @@
+//! A node proxy takes over from another, as in a rolling update.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ambit_tests::world::{Shared, World, started};
+use nix::sys::signal::Signal;
+
+use crate::load::Load;
+use crate::mesh::plan;
+
+static WORLD: Shared = Shared::new(|| started(plan("upg")));
+
+const MARKER: &[u8] = b"MARKER-upgrade";
+
+/// Clients at work: enough that some connection always waits to be accepted.
+const CLIENTS: usize = 6;
+
+fn load(world: &World, port: u16) -> Load {
+    let client = world.pod("mesh/client").clone();
+    let to = format!("mesh/server:{port}");
+    Load::begin(world, move || match client.ask(&to, MARKER) {
+        Ok(answer) if answer == MARKER => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+fn speaks(live: &mut TcpStream) -> bool {
+    live.read(&mut [0; 64]).is_ok_and(|length| length > 0)
+}
+
+#[test]
+fn a_proxy_takes_over_under_load_without_one_lost_connection() {
+    let world = WORLD.alone();
+    let server = world.pod("mesh/server");
+    let _echo = server.serve_echo(9501);
+    let _ticks = server.serve_ticks(9502, Duration::from_millis(20));
+    let loads: Vec<Load> = (0..CLIENTS).map(|_| load(&world, 9501)).collect();
+    let more = || loads.iter().for_each(|load| load.more(&world));
+    let capture = world.capture();
+    // The client's node first, then the server's.
+    for (old, place) in [
+        ("ztunnel-n1", "outside/plain"),
+        ("ztunnel-n2", "outside/far"),
+    ] {
+        let mut live = world
+            .pod("mesh/client")
+            .connect("mesh/server:9502")
+            .unwrap();
+        live.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        assert!(speaks(&mut live));
+        let new = world.start_beside(old, place);
+        more();
+        world.programs().signal(old, Signal::SIGTERM);
+        more();
+        assert!(speaks(&mut live), "what is open goes on at the old proxy");
+        drop(live);
+        world.eventually("the old proxy ends when its last connection does", || {
+            !world.programs().runs(old)
+        });
+        more();
+        world.eventually("the new proxy carried connections", || {
+            !world.records(&new).is_empty()
+        });
+    }
+    let failures: Vec<String> = loads.into_iter().flat_map(Load::end).collect();
+    assert_eq!(failures, Vec::<String>::new(), "no connection failed");
+    let packets = capture.end();
+    assert_eq!(packets.with(MARKER), 0);
+    assert!(packets.to_port(15008) > 0, "it went through tunnels");
+}
