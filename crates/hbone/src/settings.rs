@@ -38,8 +38,8 @@ impl Default for Settings {
             // Four TLS records: fewer frames for bulk, and a small stream behind one waits under
             // 0.1 ms at 6 Gbit/s.
             max_frame: 64 * 1024,
-            // Four whole TLS records together with the frame's header of 9 bytes.
-            send_piece: 4 * 16 * 1024 - 9,
+            // Four whole TLS records together with the frame's header.
+            send_piece: ambit_relay::LONGEST_PIECE,
             // Two to four pieces: the driver never runs dry between two wakes of the writer.
             send_buffer: 256 * 1024,
             // Baggage, trace and forwarding headers take under 2 KiB; the engine's default is 16 MiB.

@@ -33,6 +33,7 @@ mod meter;
 mod pump;
 
 pub use close::{Closed, How, Side};
+pub use growth::LONGEST_PIECE;
 pub use halves::{Sink, Source};
 pub use meter::{Meter, Unmetered};
 pub use pump::relay;

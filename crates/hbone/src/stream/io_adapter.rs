@@ -22,7 +22,7 @@ pub struct StreamIo {
 }
 
 /// Most bytes taken from one write: one frame.
-const MOST: usize = 64 * 1024;
+const MOST: usize = ambit_relay::LONGEST_PIECE;
 
 impl From<Stream> for StreamIo {
     fn from(stream: Stream) -> Self {
