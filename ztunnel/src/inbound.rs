@@ -174,7 +174,8 @@ async fn carry(
     record.source.identity = Some(asked.peer.clone());
     let opened = tokio::select! {
         biased;
-        opened = open(pod, asked, ends, record) => opened,
+        // Boxed: what the beginning needs is not to lie in every connection for as long as it lives.
+        opened = Box::pin(open(pod, asked, ends, record)) => opened,
         () = exchange.cancelled() => Err(Reason::LocalReset.into()),
     };
     let Opened {

@@ -30,7 +30,7 @@ use crate::record::{Outcome, Record};
 /// Carries one connection from accept to close.
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr, _work: Work) {
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
-    let outcome = match begin(&pod, &client, &mut record).await {
+    let outcome = match Box::pin(begin(&pod, &client, &mut record)).await {
         Ok((guard, application)) => tokio::select! {
             biased;
             refusal = guard.ended() => refusal.into(),
