@@ -209,6 +209,7 @@ impl Parts {
             cluster_id: self.settings.cluster_id.clone(),
             headers: Vec::new(),
             alternative_names: endpoint.alternative_name.iter().cloned().collect(),
+            key_exchange: Default::default(),
         };
         Ok(Channel::connect(&control_plane)?)
     }

@@ -426,6 +426,7 @@ fn control_plane(settings: &Settings, endpoint: &Endpoint) -> ControlPlane {
         cluster_id: settings.cluster_id.clone(),
         headers: endpoint.headers.clone(),
         alternative_names: endpoint.alternative_name.iter().cloned().collect(),
+        key_exchange: Default::default(),
     }
 }
 

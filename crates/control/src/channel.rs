@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ambit_tls::{ClientStream, Limits, TlsError, grpc};
+use ambit_tls::{ClientStream, KeyExchange, Limits, TlsError, grpc};
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue, Uri};
 use hyper_util::rt::TokioIo;
@@ -39,6 +39,8 @@ pub struct ControlPlane {
     pub headers: Vec<(String, String)>,
     /// Server names accepted besides the host of `address`.
     pub alternative_names: Vec<String>,
+    /// How keys are agreed on.
+    pub key_exchange: KeyExchange,
 }
 
 /// A channel that connects when used. Cheap to clone; clones share the connection.
@@ -154,6 +156,7 @@ struct Connector {
     /// The host, then the alternatives.
     names: Arc<Vec<String>>,
     roots: Arc<Roots>,
+    key_exchange: KeyExchange,
 }
 
 impl Connector {
@@ -175,6 +178,7 @@ impl Connector {
             port: uri.port_u16().unwrap_or(443), // RFC 9110 4.2.2
             names: Arc::new(names),
             roots: Arc::new(control_plane.roots.clone()),
+            key_exchange: control_plane.key_exchange,
         })
     }
 
@@ -203,7 +207,7 @@ impl Connector {
         name: &str,
     ) -> Result<ClientStream<TcpStream>, ControlError> {
         let failed = |error| ControlError::Tls(name.to_owned(), error);
-        let client = grpc::Client::new(roots, name).map_err(failed)?;
+        let client = grpc::Client::with(roots, name, self.key_exchange).map_err(failed)?;
         let unreachable = |error| ControlError::Connect(self.host.clone(), error);
         let tcp = TcpStream::connect((self.host.as_str(), self.port))
             .await

@@ -24,6 +24,7 @@ use std::time::Duration;
 use ambit_model::identity::Identity;
 use ambit_model::text::Text;
 use ambit_runtime::tasks::spawn_local;
+use ambit_tls::Peer;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -205,6 +206,15 @@ impl<E: Clone + 'static> Pool<E> {
         for entry in closed {
             entry.close(reason);
         }
+    }
+
+    /// Ends the tunnels whose peer matches at once, with their streams. Answers how many.
+    pub fn end(&self, reason: &'static str, matches: impl Fn(&Peer) -> bool) -> usize {
+        let entries = self.shared.entries.borrow();
+        entries
+            .values()
+            .map(|entry| entry.end(reason, &matches))
+            .sum()
     }
 
     /// Lets go of tunnels that ended, that their peer is leaving, or that had no stream for the idle

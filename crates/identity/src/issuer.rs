@@ -10,7 +10,7 @@ use ambit_model::identity::Identity;
 use ambit_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use ambit_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use ambit_tls::csr::{KeyAndCsr, PrivateKey};
-use ambit_tls::{Rejected, Svid, TlsError};
+use ambit_tls::{Rejected, Svid, Terms, TlsError};
 use bytes::Bytes;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -88,6 +88,7 @@ pub struct CaIssuer<C> {
     channel: C,
     lifetime: Duration,
     impersonate: bool,
+    terms: Terms,
 }
 
 impl<C> CaIssuer<C> {
@@ -100,7 +101,14 @@ impl<C> CaIssuer<C> {
             channel,
             lifetime,
             impersonate,
+            terms: Terms::default(),
         }
+    }
+
+    /// Handshakes with its certificates keep to `terms`.
+    #[must_use]
+    pub fn on(self, terms: Terms) -> Self {
+        Self { terms, ..self }
     }
 
     fn request(&self, identity: &Identity, csr: String) -> IstioCertificateRequest {
@@ -133,7 +141,7 @@ where
         let mut client = IstioCertificateServiceClient::new(self.channel.clone());
         let request = self.request(identity, csr_pem);
         match client.create_certificate(request).await {
-            Ok(answer) => accept(&key, answer.into_inner(), identity),
+            Ok(answer) => accept(&key, answer.into_inner(), identity, &self.terms),
             Err(status) => Err(match status.code() {
                 Code::PermissionDenied
                 | Code::Unauthenticated
@@ -151,13 +159,14 @@ fn accept(
     key: &PrivateKey,
     answer: IstioCertificateResponse,
     identity: &Identity,
+    terms: &Terms,
 ) -> Result<Arc<Svid>, IssueError> {
     let chain = answer.cert_chain;
     if !(2..=MAX_ELEMENTS).contains(&chain.len()) {
         return Err(IssueError::Layout(chain.len()));
     }
     // Refuses a leaf whose public key is not that of `key`.
-    let svid = Svid::from_chain(key, &chain).map_err(IssueError::Answer)?;
+    let svid = Svid::from_chain_on(key, &chain, terms).map_err(IssueError::Answer)?;
     if svid.identity() == identity {
         Ok(svid)
     } else {

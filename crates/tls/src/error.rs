@@ -96,6 +96,9 @@ pub enum Rejected {
     /// Before its `notBefore`.
     #[error("certificate is not valid yet")]
     NotYetValid,
+    /// It, or an authority's certificate above it, is on a revocation list.
+    #[error("certificate has been revoked")]
+    Revoked,
     /// No path to a root of the trust bundle.
     #[error("certificate is not signed by the trust bundle")]
     UnknownIssuer,

@@ -14,9 +14,10 @@ use crate::csr::PrivateKey;
 use crate::error::TlsError;
 use crate::handshake::{Limits, within};
 use crate::negotiate;
-use crate::provider::{VERSIONS, provider};
+use crate::provider::{VERSIONS, provider, provider_for};
 use crate::stream::{ClientStream, ServerStream};
 use crate::svid::{certificates_from_pem, harden_client, harden_server};
+use crate::terms::KeyExchange;
 
 /// The control plane's end.
 #[derive(Clone)]
@@ -76,6 +77,14 @@ impl Client {
     /// # Errors
     /// `Material` if there is no readable root or the name is not one.
     pub fn new(roots_pem: &str, name: &str) -> Result<Self, TlsError> {
+        Self::with(roots_pem, name, KeyExchange::default())
+    }
+
+    /// As [`Client::new`], and agrees on keys as `exchange` says.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn with(roots_pem: &str, name: &str, exchange: KeyExchange) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         for root in certificates_from_pem(roots_pem)? {
             roots
@@ -87,7 +96,7 @@ impl Client {
         }
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| TlsError::Material(format!("{name:?} is not a server name")))?;
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let mut config = ClientConfig::builder_with_provider(provider_for(exchange))
             .with_protocol_versions(VERSIONS)
             .map_err(|_| TlsError::Bug("provider lacks TLS 1.3"))?
             .with_root_certificates(roots)

@@ -12,7 +12,7 @@ use crate::negotiate::{self, Negotiated};
 use crate::peer::Peer;
 use crate::stream::{ClientStream, ServerStream, TlsStream};
 use crate::svid::{ALPN_H2, Svid};
-use crate::verify;
+use crate::verify::{self, Side};
 
 /// Bounds of one handshake.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +44,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let handshake = Box::pin(negotiate::server(svid.accepting(), transport));
-    finish(within(limits, handshake).await?)
+    finish(svid, Side::Client, within(limits, handshake).await?)
 }
 
 /// Opens one connection: presents `svid`, requires the peer to be one of `expected` and nobody if
@@ -64,7 +64,7 @@ where
     // Never sent (SNI is off) and never compared: the verifier looks at identities only.
     let name = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
     let handshake = Box::pin(negotiate::client(svid.dialling(expected), name, transport));
-    finish(within(limits, handshake).await?)
+    finish(svid, Side::Server, within(limits, handshake).await?)
 }
 
 /// One handshake under its limits, and over `h2`.
@@ -82,11 +82,18 @@ pub(crate) async fn within<T>(
     }
 }
 
-fn finish<T>(negotiated: Negotiated<T>) -> Result<(TlsStream<T>, Peer), TlsError> {
-    let leaf = negotiated
-        .leaf
+/// `side` is the peer's.
+fn finish<T>(
+    svid: &Svid,
+    side: Side,
+    negotiated: Negotiated<T>,
+) -> Result<(TlsStream<T>, Peer), TlsError> {
+    let (leaf, intermediates) = negotiated
+        .chain
+        .split_first()
         .ok_or(TlsError::Bug("handshake without a peer certificate"))?;
-    Ok((negotiated.stream, verify::proven(&leaf)?))
+    let peer = verify::proven(svid.bundle(), side, leaf, intermediates)?;
+    Ok((negotiated.stream, peer))
 }
 
 /// Whose fault a failed handshake is.

@@ -19,7 +19,7 @@
 //!
 //! # Not done here
 //! When certificates are fetched and renewed (`ambit-identity`), where keys of a certificate
-//! authority are stored (the controller), revocation lists.
+//! authority are stored (the controller), where revocation lists come from (ztunnel).
 
 pub mod authority;
 pub mod csr;
@@ -31,16 +31,20 @@ mod negotiate;
 mod peer;
 mod provider;
 mod record;
+pub mod revocation;
 mod stream;
 mod svid;
+mod terms;
 pub mod verify;
 
 pub use error::{Rejected, TlsError};
 pub use handshake::{Limits, accept, connect};
 pub use peer::Peer;
-pub use provider::provider_name;
+pub use provider::{Effective, effective, provider_name};
+pub use revocation::{Lineage, Revocations};
 pub use stream::{ClientStream, ServerStream, TlsStream};
 pub use svid::Svid;
+pub use terms::{KeyExchange, Terms};
 
 #[cfg(test)]
 mod tests;

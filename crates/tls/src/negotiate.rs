@@ -24,8 +24,11 @@ const READ: usize = 8 * 1024;
 /// A finished handshake.
 pub(crate) struct Negotiated<T> {
     pub(crate) stream: TlsStream<T>,
-    /// The peer's end-entity certificate.
-    pub(crate) leaf: Option<CertificateDer<'static>>,
+    /// What the peer presented: its own certificate first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// How the keys were agreed on.
+    #[cfg(test)]
+    pub(crate) group: Option<rustls::NamedGroup>,
     pub(crate) protocol: Option<Vec<u8>>,
 }
 
@@ -136,17 +139,18 @@ where
         }
         return Err(error.into());
     }
-    let leaf = session
-        .common()
-        .peer_certificates()
-        .and_then(|chain| chain.first());
-    let leaf = leaf.map(|leaf| leaf.clone().into_owned());
+    let chain = session.common().peer_certificates().unwrap_or_default();
+    let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
+    #[cfg(test)]
+    let group = session.common().negotiated_key_exchange_group();
     let protocol = session.common().alpn_protocol().map(<[u8]>::to_vec);
     let (secrets, keys) = session.into_keys().map_err(|error| blame(&error))?;
     let stream = TlsStream::new(transport, secrets, keys, &buffers.early, &buffers.input)?;
     Ok(Negotiated {
         stream,
-        leaf,
+        chain,
+        #[cfg(test)]
+        group: group.map(|group| group.name()),
         protocol,
     })
 }

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 
 use ambit_model::identity::Identity;
 
+use crate::revocation::Lineage;
+
 /// The verified other end of a connection.
 ///
 /// A value of this type exists only after the peer proved possession of the key of a certificate
@@ -15,6 +17,7 @@ pub struct Peer {
     fingerprint: [u8; 32],
     serial: String,
     not_after: SystemTime,
+    lineage: Option<Lineage>,
 }
 
 impl Peer {
@@ -24,12 +27,14 @@ impl Peer {
         fingerprint: [u8; 32],
         serial: String,
         not_after: SystemTime,
+        lineage: Option<Lineage>,
     ) -> Self {
         Self {
             identity,
             fingerprint,
             serial,
             not_after,
+            lineage,
         }
     }
 
@@ -55,6 +60,13 @@ impl Peer {
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// Who vouched for it, to be asked about when there are new revocation lists. `None` where there
+    /// never are any.
+    #[must_use]
+    pub fn lineage(&self) -> Option<&Lineage> {
+        self.lineage.as_ref()
     }
 }
 

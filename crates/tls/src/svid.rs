@@ -16,7 +16,8 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::csr::PrivateKey;
 use crate::error::{Rejected, TlsError};
 use crate::leaf::Leaf;
-use crate::provider::{VERSIONS, provider};
+use crate::provider::{VERSIONS, provider, provider_for};
+use crate::terms::{KeyExchange, Terms};
 use crate::verify::{Bundle, Side, Verifier, Wanted, verify};
 
 /// The one application protocol of the mesh (RFC 9113 3.1).
@@ -45,6 +46,18 @@ impl Svid {
     /// `Material` if an element is not PEM, the bundle is missing, or the key is not the leaf's;
     /// `Peer` if the leaf breaks a rule for workload certificates.
     pub fn from_chain(key: &PrivateKey, chain: &[impl AsRef<str>]) -> Result<Arc<Self>, TlsError> {
+        Self::from_chain_on(key, chain, &Terms::default())
+    }
+
+    /// As [`Svid::from_chain`]: its handshakes keep to `terms`.
+    ///
+    /// # Errors
+    /// As [`Svid::from_chain`].
+    pub fn from_chain_on(
+        key: &PrivateKey,
+        chain: &[impl AsRef<str>],
+        terms: &Terms,
+    ) -> Result<Arc<Self>, TlsError> {
         let Some((bundle, chain)) = chain.split_last() else {
             return Err(TlsError::Material("certificate chain is empty".into()));
         };
@@ -53,13 +66,14 @@ impl Svid {
             certificates.extend(certificates_from_pem(element.as_ref())?);
         }
         let roots = certificates_from_pem(bundle.as_ref())?;
-        Self::new(key, certificates, roots)
+        Self::new(key, certificates, roots, terms)
     }
 
     fn new(
         key: &PrivateKey,
         chain: Vec<CertificateDer<'static>>,
         roots: Vec<CertificateDer<'static>>,
+        terms: &Terms,
     ) -> Result<Arc<Self>, TlsError> {
         let Some(first) = chain.first() else {
             return Err(TlsError::Material(
@@ -67,13 +81,18 @@ impl Svid {
             ));
         };
         let leaf = Leaf::parse(first)?;
-        let bundle = Arc::new(Bundle::new(&roots)?);
+        let bundle = Bundle::new(&roots)?.without(terms.revocations.clone());
+        let bundle = Arc::new(bundle);
         let resolver = resolver(chain.clone(), key)?;
         let domain = Wanted::TrustDomain(leaf.identity.trust_domain().to_string());
         let anyone = Verifier::new(Arc::clone(&bundle), domain);
         let nobody = Verifier::new(Arc::clone(&bundle), Wanted::OneOf(Vec::new()));
-        let server = Arc::new(server_config(Arc::clone(&resolver), anyone)?);
-        let client = client_config(resolver, nobody)?;
+        let server = Arc::new(server_config(
+            Arc::clone(&resolver),
+            anyone,
+            terms.key_exchange,
+        )?);
+        let client = client_config(resolver, nobody, terms.key_exchange)?;
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Self {
@@ -145,6 +164,11 @@ impl Svid {
         self.roots.iter().map(|der| pem(der)).collect()
     }
 
+    /// Whom it trusts.
+    pub(crate) fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
     /// Settings for one outbound handshake with one of `expected`.
     pub(crate) fn dialling(&self, expected: &[Identity]) -> Arc<ClientConfig> {
         let wanted = Wanted::OneOf(expected.to_vec());
@@ -186,8 +210,9 @@ fn resolver(
 fn server_config(
     resolver: Arc<SingleCertAndKey>,
     verifier: Arc<Verifier>,
+    exchange: KeyExchange,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(provider_for(exchange))
         .with_protocol_versions(VERSIONS)
         .map_err(|_| TlsError::Bug("provider lacks TLS 1.3"))?
         .with_client_cert_verifier(verifier)
@@ -199,8 +224,9 @@ fn server_config(
 fn client_config(
     resolver: Arc<SingleCertAndKey>,
     verifier: Arc<Verifier>,
+    exchange: KeyExchange,
 ) -> Result<ClientConfig, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider_for(exchange))
         .with_protocol_versions(VERSIONS)
         .map_err(|_| TlsError::Bug("provider lacks TLS 1.3"))?
         .dangerous()

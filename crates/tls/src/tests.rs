@@ -1,6 +1,8 @@
 //! Tests of the crate as its users see it: whole handshakes over an in-memory connection.
 
+mod exchange;
 mod records;
+mod revocation;
 mod rules;
 
 use std::sync::Arc;

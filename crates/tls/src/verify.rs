@@ -2,7 +2,8 @@
 //!
 //! Rules in the order of their cost, cheapest first: size of the chain, the end-entity's own rules
 //! (`leaf.rs`), trust domain and expected identity, and only then signatures up to a root of the
-//! trust bundle (RFC 5280, by webpki, with its own bound on the number of signatures checked).
+//! trust bundle (RFC 5280, by webpki, with its own bound on the number of signatures checked), and
+//! revocation of what is on the way there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::error::{Rejected, TlsError};
 use crate::leaf::Leaf;
 use crate::peer::Peer;
 use crate::provider::provider;
+use crate::revocation::{Lineage, Revocations};
 
 /// Leaf, and intermediates: real deployments have one to three. A longer chain only buys the
 /// sender our signature checks.
@@ -32,6 +34,7 @@ pub const MAX_CHAIN_BYTES: usize = 32 * 1024;
 /// The roots of one trust domain.
 pub(crate) struct Bundle {
     anchors: Vec<TrustAnchor<'static>>,
+    revocations: Revocations,
 }
 
 impl Bundle {
@@ -48,7 +51,23 @@ impl Bundle {
             .map(|root| Ok(webpki::anchor_from_trusted_cert(root)?.to_owned()))
             .collect::<Result<Vec<_>, webpki::Error>>()
             .map_err(|error| TlsError::Material(format!("root certificate: {error}")))?;
-        Ok(Self { anchors })
+        Ok(Self {
+            anchors,
+            revocations: Revocations::default(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lists(&self) -> Option<Arc<crate::revocation::Lists>> {
+        self.revocations.current()
+    }
+
+    /// The same, without what these lists take back.
+    pub(crate) fn without(self, revocations: Revocations) -> Self {
+        Self {
+            revocations,
+            ..self
+        }
     }
 }
 
@@ -98,15 +117,26 @@ pub(crate) fn verify(
     check_size(leaf, intermediates)?;
     let facts = Leaf::parse(leaf)?;
     wanted.check(&facts.identity)?;
-    check_path(bundle, side, leaf, intermediates, now)
+    check_path(bundle, side, leaf, intermediates, now).map(|_lineage| ())
 }
 
 /// The one place where a [`Peer`] is made.
 ///
 /// To be called with the end-entity certificate of a *finished* handshake that ran one of this
 /// module's verifiers: only then is the chain checked and the key's possession proven.
-pub(crate) fn proven(leaf: &CertificateDer<'_>) -> Result<Peer, Rejected> {
+pub(crate) fn proven(
+    bundle: &Bundle,
+    side: Side,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<Peer, Rejected> {
     let facts = Leaf::parse(leaf)?;
+    // What the verifier found is not handed on by the handshake: where it is needed it is found once
+    // more, for the price of the path's signatures, and asked about on the lists of this moment.
+    let lineage = match bundle.revocations.are_watched() {
+        true => check_path(bundle, side, leaf, intermediates, UnixTime::now())?,
+        false => None,
+    };
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
     let mut fingerprint = [0; 32];
     fingerprint
@@ -118,6 +148,7 @@ pub(crate) fn proven(leaf: &CertificateDer<'_>) -> Result<Peer, Rejected> {
         fingerprint,
         facts.serial,
         facts.not_after,
+        lineage,
     ))
 }
 
@@ -139,13 +170,18 @@ fn check_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<(), Rejected> {
+) -> Result<Option<Lineage>, Rejected> {
     let usage = match side {
         Side::Server => webpki::KeyUsage::server_auth(),
         Side::Client => webpki::KeyUsage::client_auth(),
     };
     let algorithms = provider().signature_verification_algorithms.all;
     let end_entity = webpki::EndEntityCert::try_from(leaf).map_err(refusal)?;
+    let lists = bundle.revocations.current();
+    let unrevoked = |path: &webpki::VerifiedPath<'_>| match &lists {
+        Some(lists) if lists.revoke(&Lineage::of(path)) => Err(webpki::Error::CertRevoked),
+        _ => Ok(()),
+    };
     end_entity
         .verify_for_usage(
             algorithms,
@@ -153,10 +189,10 @@ fn check_path(
             intermediates,
             now,
             usage,
-            None,
-            None,
+            None, // ours: webpki reads a list's every byte for its signature, in each handshake
+            Some(&unrevoked),
         )
-        .map(|_path| ())
+        .map(|path| lists.is_some().then(|| Lineage::of(&path)))
         .map_err(refusal)
 }
 
@@ -165,6 +201,7 @@ fn refusal(error: webpki::Error) -> Rejected {
         webpki::Error::CertExpired { .. } => Rejected::Expired,
         webpki::Error::CertNotValidYet { .. } => Rejected::NotYetValid,
         webpki::Error::UnknownIssuer => Rejected::UnknownIssuer,
+        webpki::Error::CertRevoked => Rejected::Revoked,
         webpki::Error::BadDer => Rejected::Malformed,
         other => Rejected::Path(other.to_string()),
     }
@@ -199,12 +236,13 @@ impl Verifier {
 }
 
 /// The form in which a refusal travels through rustls. The peer sees the alert that belongs to it:
-/// expired, unknown authority, or certificate unknown; never the rule or our expectation.
+/// expired, revoked, unknown authority, or certificate unknown; never the rule or our expectation.
 fn into_alert(rejected: Rejected) -> CertificateError {
     match rejected {
         Rejected::Expired => CertificateError::Expired,
         Rejected::NotYetValid => CertificateError::NotValidYet,
         Rejected::UnknownIssuer => CertificateError::UnknownIssuer,
+        Rejected::Revoked => CertificateError::Revoked,
         Rejected::Malformed => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     }
@@ -216,6 +254,7 @@ pub(crate) fn from_alert(error: &CertificateError) -> Rejected {
         CertificateError::Expired => Rejected::Expired,
         CertificateError::NotValidYet => Rejected::NotYetValid,
         CertificateError::UnknownIssuer => Rejected::UnknownIssuer,
+        CertificateError::Revoked => Rejected::Revoked,
         CertificateError::BadEncoding => Rejected::Malformed,
         CertificateError::Other(OtherError(inner)) => inner
             .downcast_ref::<Rejected>()

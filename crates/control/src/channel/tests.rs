@@ -112,6 +112,7 @@ fn plane(address: SocketAddr, roots: Roots, token: &Path) -> ControlPlane {
         cluster_id: "east".to_owned(),
         headers: vec![("X-More".to_owned(), "yes".to_owned())],
         alternative_names: Vec::new(),
+        key_exchange: Default::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ambit_tls::Peer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -120,6 +121,16 @@ impl<E: Clone> Entry<E> {
                 let _ = waiter.send(Err(CheckoutError::Closed));
             }
         }
+    }
+
+    /// Ends the tunnels whose peer matches. Answers how many.
+    pub(super) fn end(&self, reason: &'static str, matches: impl Fn(&Peer) -> bool) -> usize {
+        let live = self
+            .tunnels
+            .iter()
+            .filter(|kept| kept.tunnel.ended().is_none());
+        let ended = live.filter(|kept| matches(kept.tunnel.peer()));
+        ended.inspect(|kept| kept.tunnel.abort(reason)).count()
     }
 
     /// Drops what is over. False if nothing is left.

@@ -319,6 +319,22 @@ fn closing_a_key_ends_its_tunnels_and_its_dials() {
 }
 
 #[test]
+fn tunnels_end_by_their_peer_with_their_streams_and_are_replaced() {
+    paused(async |peer| {
+        let (pool, to) = (Pool::new(Limits::default()), Destination::new(peer.clone()));
+        let live = open(&pool, 1, &to).await;
+        drop(open(&pool, 2, &to).await);
+        assert_eq!(pool.end("revoked", |found| *found != peer), 0);
+        assert_eq!(pool.end("revoked", |found| *found == peer), 2);
+        let (mut source, _sink) = live.stream.split();
+        assert!(super::read(&mut source).await.is_err());
+        assert_eq!(pool.end("revoked", |found| *found == peer), 0, "once each");
+        drop(open(&pool, 1, &to).await);
+        assert_eq!(to.dials.get(), 3);
+    });
+}
+
+#[test]
 fn a_tunnel_that_broke_is_replaced() {
     paused(async |peer| {
         let (pool, to) = (Pool::new(Limits::default()), Destination::new(peer));

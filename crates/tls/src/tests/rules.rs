@@ -15,12 +15,12 @@ use crate::verify::{Bundle, MAX_CHAIN, MAX_CHAIN_BYTES, Side, Wanted, proven, ve
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
-struct Signer {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+pub(super) struct Signer {
+    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) certificate: CertificateDer<'static>,
 }
 
-fn ca(name: &str) -> CertificateParams {
+pub(super) fn ca(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -32,7 +32,7 @@ fn ca(name: &str) -> CertificateParams {
 }
 
 impl Signer {
-    fn root(name: &str) -> Self {
+    pub(super) fn root(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let params = ca(name);
         let certificate = params.self_signed(&key).unwrap().der().clone();
@@ -42,7 +42,7 @@ impl Signer {
         }
     }
 
-    fn below(&self, name: &str) -> Self {
+    pub(super) fn below(&self, name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let params = ca(name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
@@ -52,7 +52,7 @@ impl Signer {
         }
     }
 
-    fn sign(&self, params: &CertificateParams) -> CertificateDer<'static> {
+    pub(super) fn sign(&self, params: &CertificateParams) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         params.signed_by(&key, &self.issuer).unwrap().der().clone()
     }
@@ -62,7 +62,7 @@ fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
 }
 
-fn leaf() -> CertificateParams {
+pub(super) fn leaf() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![uri(WEB)];
@@ -82,11 +82,11 @@ fn at(date: time::OffsetDateTime) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-fn noon() -> UnixTime {
+pub(super) fn noon() -> UnixTime {
     at(datetime!(2026-01-01 12:00 UTC))
 }
 
-fn domain() -> Wanted {
+pub(super) fn domain() -> Wanted {
     Wanted::TrustDomain("cluster.local".into())
 }
 
@@ -109,7 +109,8 @@ fn judge(root: &Signer, change: impl FnOnce(&mut CertificateParams)) -> Result<(
 fn takes_a_certificate_that_keeps_every_rule() {
     let root = Signer::root("root");
     assert_eq!(judge(&root, |_| {}), Ok(()));
-    let peer = proven(&root.sign(&leaf())).unwrap();
+    let bundle = Bundle::new(std::slice::from_ref(&root.certificate)).unwrap();
+    let peer = proven(&bundle, Side::Client, &root.sign(&leaf()), &[]).unwrap();
     assert_eq!(peer.identity().to_string(), WEB);
 }
 
