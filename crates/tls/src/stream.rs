@@ -28,6 +28,13 @@ pub struct TlsStream<T = TcpStream> {
     messages: Vec<u8>,
     /// Records in a row that held no data.
     dataless: u16,
+    /// Bytes of data that came.
+    heard: u64,
+    /// Times that the peer changed its keys.
+    changes: u64,
+    /// The peer asked us to change ours, which is due before our next data (RFC 8446 4.6.3). However
+    /// often it asks until then, one change answers.
+    asked: bool,
     peer_closed: bool,
     closed: bool,
     failed: Option<Refusal>,
@@ -47,6 +54,13 @@ pub(crate) enum Keys {
 /// A peer that sends only tickets, key changes or empty records is after our time: each costs a
 /// decryption and some a key derivation. Servers send a handful of tickets at most.
 const MAX_DATALESS: u16 = 64;
+
+/// Changes of keys that a peer may make, whatever it sends: for each we derive keys, for five bytes of
+/// its. Libraries change them after some ten million records.
+const CHANGES: u64 = 64;
+
+/// Bytes of data that earn it one more, for peers with a rule of their own.
+const BYTES_FOR_CHANGE: u64 = 1024 * 1024;
 
 /// Longest message after the handshake: a ticket, with room.
 const MAX_MESSAGE: usize = 16 * 1024;
@@ -75,6 +89,9 @@ impl<T> TlsStream<T> {
             keys,
             messages: Vec::new(),
             dataless: 0,
+            heard: 0,
+            changes: 0,
+            asked: false,
             peer_closed: false,
             closed: false,
             failed: None,
@@ -94,6 +111,8 @@ impl<T> TlsStream<T> {
                 Next::Missing => return Ok(false),
                 Next::Data if !self.ingoing.plain().is_empty() => {
                     self.dataless = 0;
+                    let length = u64::try_from(self.ingoing.plain().len()).unwrap_or(0);
+                    self.heard = self.heard.saturating_add(length);
                     return Ok(true);
                 }
                 Next::Data => {}
@@ -128,17 +147,20 @@ impl<T> TlsStream<T> {
                 _ => return Err(Refusal::UnexpectedMessage),
             };
             self.messages.drain(..4 + length);
-            if let Some(answer) = update {
-                self.ingoing.update(self.keys.next_ingoing()?);
-                if answer {
-                    self.update_outgoing()?;
+            if let Some(asked) = update {
+                self.changes += 1;
+                if self.changes > CHANGES + self.heard / BYTES_FOR_CHANGE {
+                    return Err(Refusal::UnexpectedMessage);
                 }
+                self.ingoing.update(self.keys.next_ingoing()?);
+                self.asked |= asked;
             }
         }
         Ok(())
     }
 
     fn update_outgoing(&mut self) -> Result<(), Refusal> {
+        self.asked = false;
         self.outgoing
             .say(Content::Handshake, &[KEY_UPDATE, 0, 0, 1, 0])?;
         self.outgoing.update(self.keys.next_outgoing()?);
@@ -174,7 +196,7 @@ impl<T> TlsStream<T> {
     }
 
     fn take(&mut self, data: &[u8]) -> Result<usize, Refusal> {
-        if self.outgoing.wants_update() {
+        if self.asked || self.outgoing.wants_update() {
             self.update_outgoing()?;
         }
         self.outgoing.append(data)

@@ -1,6 +1,7 @@
 //! Tests of the crate as its users see it: whole handshakes over an in-memory connection.
 
 mod exchange;
+mod hostile;
 mod records;
 mod revocation;
 mod rules;
