@@ -127,6 +127,7 @@ impl Waypoint {
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("proxy", &registry);
         let (certificates, renewer) = Certificates::new(Clock::system());
+        certificates.register(&registry);
         let parts = Parts {
             metrics: Metrics::new(&registry),
             log: AccessLog::new(logging),

@@ -139,6 +139,7 @@ impl Proxy {
         let (dns, names) = dns::start(&shared).context("the DNS thread cannot be started")?;
         resolving.open();
         let (certificates, renewer) = Certificates::new(Clock::system());
+        certificates.register(&registry);
         let pods = Pods::new(
             threads.handles().to_vec(),
             names,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::dump::CertificateDump;
+use crate::health::Health;
 use crate::renew::Renewer;
 use crate::state::Life;
 use crate::{CertificateError, IssueError};
@@ -115,6 +116,25 @@ impl Certificates {
             .iter()
             .map(|entry| CertificateDump::of(entry, now))
             .collect()
+    }
+
+    /// How it stands with all of them.
+    pub fn health(&self) -> Health {
+        let now = self.shared.clock.now();
+        let entries: Vec<_> = self.shared.entries.lock().values().cloned().collect();
+        let mut health = Health::default();
+        for entry in entries {
+            match entry.valid(now) {
+                Some(svid) => {
+                    health.valid += 1;
+                    let first = health.first_end.unwrap_or(svid.not_after());
+                    health.first_end = Some(first.min(svid.not_after()));
+                }
+                None => health.missing += 1,
+            }
+            health.failing += usize::from(entry.state.lock().last_error.is_some());
+        }
+        health
     }
 
     /// The entry, made if it is new, after `mark`.

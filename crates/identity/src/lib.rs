@@ -18,16 +18,19 @@
 //!
 //! # Failure modes
 //! While the authority is away, certificates stay in use until they expire. Whoever asks for an
-//! identity without one gets the last error at once, until the next attempt.
+//! identity without one gets the last error at once, until the next attempt. [`Health`] tells both
+//! apart, as metrics too. A wall clock that is set forward or back is noticed within half a minute.
 
 mod certificates;
 mod dump;
+mod health;
 mod issuer;
 mod renew;
 pub mod state;
 
 pub use certificates::{Certificates, Lease};
 pub use dump::CertificateDump;
+pub use health::Health;
 pub use issuer::{CaIssuer, IssueError, Issuer};
 pub use renew::Renewer;
 

@@ -62,7 +62,7 @@ impl Renewer {
         let entries = self.shared.entries.lock();
         let due = entries.values().filter_map(|entry| {
             let state = entry.state.lock();
-            let due = state.life.due().filter(|at| *at <= now)?;
+            let due = state.life.due(now).filter(|at| *at <= now)?;
             let valid = state.life.expiry().filter(|end| *end > now);
             let unwanted = valid.is_some() || entry.waiting.load(Relaxed) == 0;
             Some(((unwanted, valid, due), entry))
@@ -78,7 +78,7 @@ impl Renewer {
         let entries = self.shared.entries.lock();
         let dues = entries
             .values()
-            .filter_map(|entry| entry.state.lock().life.due());
+            .filter_map(|entry| entry.state.lock().life.due(now));
         let until = |at: SystemTime| at.duration_since(now).unwrap_or_default();
         dues.map(until)
             .min()

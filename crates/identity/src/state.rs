@@ -10,6 +10,9 @@ use ambit_runtime::backoff::Backoff;
 const URGENT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Pauses after a failure with a valid certificate in hand; 150 s as in Istio's proxies.
 const CALM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(150));
+/// A wall clock that goes back by more than this was set, and what was planned by it means nothing. Less
+/// is the correction of a clock that was right, and only puts off what was planned by as much.
+const SET_BACK: Duration = Duration::from_secs(60);
 /// Renewals are never closer than this, whatever lifetimes the authority gives.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
 
@@ -48,7 +51,11 @@ pub struct Life {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {
-    Planned(SystemTime),
+    Planned {
+        at: SystemTime,
+        /// When this was planned.
+        since: SystemTime,
+    },
     Running,
 }
 
@@ -57,7 +64,10 @@ impl Life {
     pub fn new(now: SystemTime) -> Self {
         Self {
             held: None,
-            attempt: Attempt::Planned(now),
+            attempt: Attempt::Planned {
+                at: now,
+                since: now,
+            },
             urgent: Backoff::new(URGENT.0, URGENT.1),
             calm: Backoff::new(CALM.0, CALM.1),
         }
@@ -66,18 +76,20 @@ impl Life {
     /// What it is at.
     pub fn phase(&self, now: SystemTime) -> Phase {
         match (self.held, self.attempt) {
-            (None, Attempt::Planned(_)) => Phase::Absent,
+            (None, Attempt::Planned { .. }) => Phase::Absent,
             (None, Attempt::Running) => Phase::Requesting,
             (Some(held), _) if now >= held.not_after => Phase::Expired,
-            (Some(_), Attempt::Planned(_)) => Phase::Valid,
+            (Some(_), Attempt::Planned { .. }) => Phase::Valid,
             (Some(_), Attempt::Running) => Phase::Renewing,
         }
     }
 
-    /// When the next attempt is due; nothing while one is running.
-    pub fn due(&self) -> Option<SystemTime> {
+    /// When the next attempt is due, as seen `now`; nothing while one is running. At once if the clock
+    /// was set back since it was planned: by the new time it might be years away.
+    pub fn due(&self, now: SystemTime) -> Option<SystemTime> {
         match self.attempt {
-            Attempt::Planned(at) => Some(at),
+            Attempt::Planned { since, .. } if now + SET_BACK < since => Some(now),
+            Attempt::Planned { at, .. } => Some(at),
             Attempt::Running => None,
         }
     }
@@ -89,7 +101,7 @@ impl Life {
 
     /// Whether a failure stands between now and the next attempt, with nothing valid in hand.
     pub fn is_failing(&self, now: SystemTime) -> bool {
-        let waiting = matches!(self.attempt, Attempt::Planned(at) if at > now);
+        let waiting = self.due(now).is_some_and(|at| at > now);
         waiting && matches!(self.phase(now), Phase::Absent | Phase::Expired)
     }
 
@@ -100,7 +112,8 @@ impl Life {
 
     /// The attempt brought a certificate. It is renewed at 40 to 50 % of its life: before the half,
     /// so that there is a long time for retries, and spread, so that the certificates of a node,
-    /// which began together, do not all renew together.
+    /// which began together, do not all renew together. Reckoned from now if that is earlier, since the
+    /// authority's clock or ours may be wrong.
     pub fn issued(&mut self, validity: Validity, now: SystemTime, random: u64) {
         let life = validity
             .not_after
@@ -108,9 +121,10 @@ impl Life {
             .unwrap_or_default();
         // Thousandths of the life.
         let share = 400 + u32::try_from(random % 101).unwrap_or(0);
-        let renewal = validity.not_before + (life / 1000).saturating_mul(share);
+        let share = (life / 1000).saturating_mul(share);
+        let renewal = validity.not_before.min(now) + share;
         self.held = Some(validity);
-        self.attempt = Attempt::Planned(renewal.max(now + LEAST_LIFE));
+        self.plan(renewal.max(now + LEAST_LIFE), now);
         self.urgent.reset();
         self.calm.reset();
     }
@@ -126,7 +140,11 @@ impl Life {
             // Not after the end: from then on it is urgent. And not in a spin just before it.
             Some(end) => (now + self.calm.next(random)).min(end.max(now + URGENT.0)),
         };
-        self.attempt = Attempt::Planned(next);
+        self.plan(next, now);
+    }
+
+    fn plan(&mut self, at: SystemTime, since: SystemTime) {
+        self.attempt = Attempt::Planned { at, since };
     }
 }
 

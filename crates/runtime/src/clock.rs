@@ -53,6 +53,11 @@ impl Hand {
     pub fn advance(&self, by: Duration) {
         *self.0.lock() += by;
     }
+
+    /// Sets the clock, forward or back.
+    pub fn set(&self, to: SystemTime) {
+        *self.0.lock() = to;
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ enum Mood {
     Failing,
     Silent,
     OtherIdentity,
+    OtherKey,
     AlreadyOver,
     OtherBundle,
 }
@@ -28,6 +29,7 @@ struct Authority {
     root: Root,
     clock: Clock,
     mood: Mutex<Mood>,
+    life: Mutex<Duration>,
     calls: AtomicU64,
     live: AtomicUsize,
     most_live: AtomicUsize,
@@ -49,7 +51,8 @@ impl Issuer for Local {
                 sleep(SECOND).await;
                 Ok(authority.sign(identity, HOUR))
             }
-            Mood::Good => Ok(authority.sign(identity, HOUR)),
+            Mood::Good => Ok(authority.sign(identity, *authority.life.lock())),
+            Mood::OtherKey => authority.sign_for_another_key(identity),
             Mood::OtherIdentity => {
                 Ok(authority.sign(&Identity::new("td", "x", "other").unwrap(), HOUR))
             }
@@ -80,6 +83,14 @@ impl Authority {
         Svid::from_chain(&key, &chain).unwrap()
     }
 
+    fn sign_for_another_key(&self, identity: &Identity) -> Result<Arc<Svid>, IssueError> {
+        let [ours, theirs] = [(); 2].map(|()| KeyAndCsr::generate(identity).unwrap());
+        let request = Request::from_pem(&theirs.csr_pem).unwrap();
+        let now = self.clock.now();
+        let chain = self.root.issue(&request, identity, now, HOUR).unwrap();
+        Svid::from_chain(&ours.key, &chain).map_err(IssueError::Answer)
+    }
+
     fn calls(&self) -> u64 {
         self.calls.load(Relaxed)
     }
@@ -104,6 +115,7 @@ impl World {
             root,
             clock: clock.clone(),
             mood: Mutex::new(mood),
+            life: Mutex::new(HOUR),
             calls: AtomicU64::new(0),
             live: AtomicUsize::new(0),
             most_live: AtomicUsize::new(0),
@@ -115,6 +127,13 @@ impl World {
             authority,
             hand,
         }
+    }
+
+    /// One whose authority gives certificates so long a life.
+    fn living(mood: Mood, life: Duration) -> Self {
+        let world = Self::new(mood);
+        *world.authority.life.lock() = life;
+        world
     }
 
     /// Lets both clocks go on.
@@ -131,6 +150,89 @@ impl World {
 
 fn identity(name: &str) -> Identity {
     Identity::new("td", "shop", name).unwrap()
+}
+
+/// Lets both clocks go on by a long time, in larger steps.
+async fn pass_long(world: &World, time: Duration) {
+    for _ in 0..time.as_secs() / 5 {
+        world.hand.advance(5 * SECOND);
+        sleep(5 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_is_away_for_a_day_is_asked_rarely_and_found_again() {
+    let world = World::living(Mood::Good, 24 * HOUR);
+    let lease = world.certificates.lease(&identity("web")).unwrap();
+    lease.get().await.unwrap();
+    world.authority.feel(Mood::Failing);
+    let began = world.authority.calls();
+    // It is kept to its end, and none is made up after.
+    pass_long(&world, 23 * HOUR).await;
+    assert!(lease.current().is_some());
+    let health = world.certificates.health();
+    assert_eq!((health.valid, health.failing, health.missing), (1, 1, 0));
+    assert_eq!(health.first_end, Some(lease.current().unwrap().not_after()));
+    pass_long(&world, 5 * HOUR).await;
+    assert!(lease.current().is_none());
+    let health = world.certificates.health();
+    assert_eq!((health.valid, health.failing, health.missing), (0, 1, 1));
+    let registry = ambit_observe::metrics::Registry::default();
+    world.certificates.register(&registry);
+    let page = registry.render(ambit_observe::metrics::Format::Text);
+    for line in [
+        "ambit_certificates_valid 0\n",
+        "ambit_certificates_missing 1\n",
+        "ambit_certificates_failing 1\n",
+    ] {
+        assert!(page.contains(line), "{line}{page}");
+    }
+    assert!(
+        !page.contains("\nambit_certificates_first_end_timestamp_seconds "),
+        "{page}"
+    );
+    // From the half of its life on every 75 to 150 seconds, and then every 8 to 15.
+    let calls = world.authority.calls() - began;
+    assert!((600..3000).contains(&calls), "{calls} in 28 hours");
+    world.authority.feel(Mood::Good);
+    pass_long(&world, 60 * SECOND).await;
+    assert!(lease.current().is_some(), "it comes back by itself");
+    let health = world.certificates.health();
+    assert_eq!((health.valid, health.failing, health.missing), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_is_noticed_within_half_a_minute() {
+    let world = World::new(Mood::Good);
+    let lease = world.certificates.lease(&identity("web")).unwrap();
+    let first = lease.get().await.unwrap();
+    // Forward, beyond its end: none is used, and another is asked for.
+    let ahead = world.authority.clock.now() + 10 * HOUR;
+    world.hand.set(ahead);
+    assert!(lease.current().is_none());
+    world.pass(31 * SECOND).await;
+    let second = lease.current().expect("one that is valid by the new time");
+    assert!(second.not_after() > ahead && second.generation() != first.generation());
+    // Back: renewed by the right time, though by the wrong one there was time.
+    world.hand.set(ahead - 10 * HOUR);
+    world.pass(31 * SECOND).await;
+    let third = lease.current().unwrap();
+    assert_ne!(third.generation(), second.generation());
+    assert!(third.not_after() < ahead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_wrong_at_the_start_leaves_nobody_without() {
+    let world = World::new(Mood::Failing);
+    let right = world.authority.clock.now();
+    world.hand.set(right + 365 * 24 * HOUR);
+    let lease = world.certificates.lease(&identity("web")).unwrap();
+    assert!(lease.get().await.is_err());
+    world.pass(60 * SECOND).await;
+    world.hand.set(right);
+    world.authority.feel(Mood::Good);
+    world.pass(31 * SECOND).await;
+    assert!(lease.current().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,6 +311,7 @@ async fn a_refusing_authority_is_asked_ever_more_rarely() {
 async fn a_certificate_that_no_peer_would_take_is_not_used() {
     for (mood, expected) in [
         (Mood::OtherIdentity, "with a certificate of"),
+        (Mood::OtherKey, "unusable"),
         (Mood::AlreadyOver, "bundle: certificate has expired"),
         (Mood::OtherBundle, "not signed by the trust bundle"),
     ] {
@@ -216,6 +319,15 @@ async fn a_certificate_that_no_peer_would_take_is_not_used() {
         let error = world.certificates.get(&identity("web")).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert!(world.certificates.peek(&identity("web")).is_none());
+        world.pass(60 * SECOND).await;
+        let calls = world.authority.calls();
+        assert!((7..=20).contains(&calls), "{mood:?}: {calls} in a minute");
+        world.authority.feel(Mood::Good);
+        world.pass(16 * SECOND).await;
+        assert!(
+            world.certificates.peek(&identity("web")).is_some(),
+            "{mood:?}"
+        );
     }
 }
 

@@ -19,13 +19,13 @@ fn validity(from: SystemTime, life: Duration) -> Validity {
 fn goes_through_its_phases() {
     let t0 = start();
     let mut life = Life::new(t0);
-    assert_eq!((life.phase(t0), life.due()), (Phase::Absent, Some(t0)));
+    assert_eq!((life.phase(t0), life.due(t0)), (Phase::Absent, Some(t0)));
     assert!(!life.is_failing(t0));
     life.begin();
-    assert_eq!((life.phase(t0), life.due()), (Phase::Requesting, None));
+    assert_eq!((life.phase(t0), life.due(t0)), (Phase::Requesting, None));
     life.issued(validity(t0, 24 * HOUR), t0, 100);
     assert_eq!(life.phase(t0), Phase::Valid);
-    let renewal = life.due().unwrap();
+    let renewal = life.due(t0).unwrap();
     assert_eq!(renewal, t0 + 12 * HOUR);
     life.begin();
     assert_eq!(life.phase(renewal), Phase::Renewing);
@@ -57,7 +57,7 @@ fn failures_without_a_certificate_come_back_soon_and_never_at_once() {
         life.begin();
         life.failed(now, 1024);
         assert!(life.is_failing(now));
-        let due = life.due().unwrap();
+        let due = life.due(now).unwrap();
         waits.push(due.duration_since(now).unwrap().as_millis());
         now = due;
         assert!(
@@ -84,7 +84,7 @@ fn a_failing_renewal_does_not_sleep_past_the_end() {
     let near = t0 + HOUR - Duration::from_secs(20);
     life.begin();
     life.failed(near, 1024);
-    assert_eq!(life.due(), Some(t0 + HOUR));
+    assert_eq!(life.due(near), Some(t0 + HOUR));
 }
 
 #[test]
@@ -101,8 +101,35 @@ fn an_absurd_lifetime_does_not_spin() {
             t0,
             0,
         );
-        assert!(life.due().unwrap() >= t0 + LEAST_LIFE);
+        assert!(life.due(t0).unwrap() >= t0 + LEAST_LIFE);
     }
+}
+
+#[test]
+fn a_clock_that_is_set_back_strands_nobody() {
+    let (wrong, right) = (start() + 10_000 * HOUR, start());
+    // Nothing could be had while the clock was wrong.
+    let mut life = Life::new(wrong);
+    life.begin();
+    life.failed(wrong, 0);
+    assert_eq!(life.due(right), Some(right));
+    assert!(!life.is_failing(right));
+    // What was had is renewed.
+    life.begin();
+    life.issued(validity(wrong, HOUR), wrong, 0);
+    assert_eq!(life.due(right), Some(right));
+    // A clock that is only corrected changes nothing.
+    let corrected = wrong - Duration::from_secs(30);
+    assert!(life.due(corrected).unwrap() > wrong);
+}
+
+#[test]
+fn a_clock_that_is_behind_its_authority_does_not_put_renewal_off() {
+    let ours = start();
+    let mut life = Life::new(ours);
+    life.begin();
+    life.issued(validity(ours + 1000 * HOUR, HOUR), ours, 100);
+    assert_eq!(life.due(ours), Some(ours + HOUR / 2));
 }
 
 proptest! {
@@ -112,7 +139,7 @@ proptest! {
         let mut life = Life::new(t0);
         life.begin();
         life.issued(validity(t0, Duration::from_secs(seconds)), t0, random);
-        let after = life.due().unwrap().duration_since(t0).unwrap().as_secs_f64();
+        let after = life.due(t0).unwrap().duration_since(t0).unwrap().as_secs_f64();
         let share = after / seconds as f64;
         prop_assert!((0.399..=0.501).contains(&share), "{share}");
     }
@@ -130,7 +157,7 @@ proptest! {
             } else {
                 life.failed(now, random);
             }
-            let due = life.due().unwrap();
+            let due = life.due(now).unwrap();
             prop_assert!(due >= now + URGENT.0 / 2);
             prop_assert!(due <= now + CALM.1);
             now = due;
