@@ -11,7 +11,7 @@
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr, _wor
     let peer = canonical(peer);
     let local = stream.local_addr().map_or(peer, canonical);
     let ends = Ends { peer, local };
-    match Box::pin(begin(&pod, stream)).await {
+    match Box::pin(begin(&pod, stream, peer.ip())).await {
         Ok(incoming) => exchanges(&pod, incoming, ends).await,
         Err(outcome) => {
             let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, peer);
@@ -65,8 +65,12 @@ pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr, _wor
 }
 
 /// TLS and HTTP/2, with a place among the handshakes in flight.
-async fn begin(pod: &ServedPod, stream: TcpStream) -> Result<Incoming<ServerStream>, Outcome> {
-    let _place = pod.worker.handshake()?;
+async fn begin(
+    pod: &ServedPod,
+    stream: TcpStream,
+    source: IpAddr,
+) -> Result<Incoming<ServerStream>, Outcome> {
+    let _place = pod.worker.handshake(source)?;
     let svid = pod.svid().await?;
     let (stream, peer): (_, Peer) = ambit_tls::accept(&svid, stream, Limits::default())
         .await

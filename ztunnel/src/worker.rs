@@ -4,8 +4,10 @@
 //! - Everything here is used by one thread. Other threads reach it by sending a closure.
 //! - Nothing that a connection does between accept and close leaves the thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,6 +28,10 @@ use crate::store::Store;
 /// TLS and HTTP/2 handshakes of accepted connections that may be in flight on one thread. Each
 /// costs tens of KiB and some milliseconds of CPU; with more of them, all would time out.
 const HANDSHAKES: u32 = 512;
+
+/// Of those, one source address may have so many: who stands still in all of its own leaves places for
+/// others. A gateway, behind whose address there are many, still has more than it needs at once.
+const HANDSHAKES_OF_ONE: u32 = HANDSHAKES / 2;
 
 /// What all threads share. Nothing in it is written on the data path but atomics.
 #[derive(Debug)]
@@ -54,7 +60,14 @@ pub struct Worker {
     /// Its tunnels to other nodes.
     pub pool: Pool<Outcome>,
     pods: RefCell<HashMap<String, Rc<ServedPod>>>,
-    handshakes: Cell<u32>,
+    handshakes: RefCell<Handshakes>,
+}
+
+/// Handshakes in flight.
+#[derive(Debug, Default)]
+struct Handshakes {
+    all: u32,
+    of: HashMap<IpAddr, u32>,
 }
 
 impl Worker {
@@ -76,7 +89,7 @@ impl Worker {
             live: Rc::default(),
             pool: Pool::new(limits),
             pods: RefCell::default(),
-            handshakes: Cell::new(0),
+            handshakes: RefCell::default(),
         }
     }
 
@@ -132,14 +145,16 @@ impl Worker {
     /// A place among the handshakes in flight, or a refusal.
     ///
     /// # Errors
-    /// There are too many.
-    pub fn handshake(self: &Rc<Self>) -> Result<Handshake, Reason> {
-        let running = self.handshakes.get();
-        if running >= HANDSHAKES {
+    /// There are too many, of all or of this source.
+    pub fn handshake(self: &Rc<Self>, source: IpAddr) -> Result<Handshake, Reason> {
+        let mut running = self.handshakes.borrow_mut();
+        let of_source = running.of.get(&source).copied().unwrap_or(0);
+        if running.all >= HANDSHAKES || of_source >= HANDSHAKES_OF_ONE {
             return Err(Reason::Overloaded);
         }
-        self.handshakes.set(running + 1);
-        Ok(Handshake(Rc::clone(self)))
+        running.all += 1;
+        running.of.insert(source, of_source + 1);
+        Ok(Handshake(Rc::clone(self), source))
     }
 
     /// Takes a pod in.
@@ -171,12 +186,65 @@ async fn at(when: Option<Instant>) {
 
 /// One handshake in flight.
 #[derive(Debug)]
-pub struct Handshake(Rc<Worker>);
+pub struct Handshake(Rc<Worker>, IpAddr);
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.0
-            .handshakes
-            .set(self.0.handshakes.get().saturating_sub(1));
+        let mut running = self.0.handshakes.borrow_mut();
+        running.all = running.all.saturating_sub(1);
+        if let Entry::Occupied(mut of) = running.of.entry(self.1) {
+            match of.get() {
+                0 | 1 => {
+                    of.remove();
+                }
+                _ => *of.get_mut() -= 1,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::iter::from_fn;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use ambit_observe::access::AccessLog;
+    use ambit_observe::logging::LogFormat;
+    use ambit_observe::metrics::Registry;
+    use ambit_observe::writer::LogWriter;
+
+    use super::{HANDSHAKES, HANDSHAKES_OF_ONE, Shared, Worker};
+    use crate::config::env::{Machine, read};
+    use crate::metrics::Metrics;
+
+    fn worker() -> Rc<Worker> {
+        let writer = LogWriter::start(std::io::sink()).unwrap();
+        let shared = Shared {
+            store: Default::default(),
+            settings: read(BTreeMap::new(), &Machine::default()).unwrap(),
+            metrics: Metrics::new(&Registry::default()),
+            access: AccessLog::to(writer, LogFormat::Plain),
+            tunnels: Default::default(),
+        };
+        Rc::new(Worker::new(&Arc::new(shared)))
+    }
+
+    #[test]
+    fn one_source_cannot_take_every_place_among_the_handshakes() {
+        let worker = worker();
+        let [first, second, third] =
+            ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| address.parse().unwrap());
+        let all = |source| from_fn(|| worker.handshake(source).ok()).collect::<Vec<_>>();
+        let of_first = all(first);
+        assert_eq!(of_first.len(), HANDSHAKES_OF_ONE as usize);
+        let of_second = all(second);
+        assert_eq!(of_first.len() + of_second.len(), HANDSHAKES as usize);
+        assert!(worker.handshake(third).is_err());
+        drop(of_first);
+        assert!(worker.handshake(third).is_ok());
+        drop(of_second);
+        assert!(worker.handshakes.borrow().of.is_empty());
     }
 }
