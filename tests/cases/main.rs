@@ -11,6 +11,7 @@ mod mesh;
 mod network;
 mod observation;
 mod policy;
+mod revocation;
 mod upgrade;
 mod waypoint;
 mod wire;

@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ambit_hbone::Request;
 use ambit_tests::mint::Mint;
+use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::pod::{CONNECT, Family, Pod};
+use ambit_tests::world::World;
 use ambit_tls::Limits;
 use ambit_wire::authority::Authority;
 use http::HeaderMap;
@@ -143,5 +145,29 @@ fn only_certificates_of_this_mesh_are_let_in() {
         let credentials = mint.issue(good).unwrap();
         let shown = block_on(client.bare_tls(to, Some(&credentials))).unwrap();
         assert_eq!(shown.answer.is_ok(), welcome, "{:?}", shown.answer);
+    }
+}
+
+#[test]
+fn keys_withstand_a_quantum_computer_where_the_policy_says_so() {
+    let plan = Plan::new("pqc")
+        .namespace("mesh", &[AMBIENT])
+        .pod("mesh/client", 1)
+        .pod("mesh/server", 2)
+        .setting("COMPLIANCE_POLICY", "pqc");
+    let world = World::start(plan).unwrap_or_else(|error| panic!("{error:?}"));
+    let _app = world.pod("mesh/server").serve_echo(9104);
+    let capture = world.capture();
+    assert!(world.pod("mesh/client").reaches("mesh/server:9104"));
+    // What a ServerHello says in the clear (RFC 8446 4.2.8): X25519MLKEM768, and so many bytes of key.
+    let hybrid = [0x11, 0xec, 0x04, 0x60];
+    assert!(capture.end().with(hybrid) > 0);
+    for node in ["ztunnel-n1", "ztunnel-n2"] {
+        let dump = world.config_dump(node).unwrap();
+        assert_eq!(dump["config"]["compliancePolicy"], "pqc");
+        assert_eq!(
+            dump["tls"]["keyExchange"],
+            serde_json::json!(["X25519MLKEM768"])
+        );
     }
 }

@@ -13,7 +13,10 @@ use ambit_tls::Svid;
 use ambit_tls::authority::{Request, Root};
 use ambit_tls::csr::PrivateKey;
 use anyhow::Result;
-use rcgen::{CertificateParams, KeyPair, SanType};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair,
+    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -69,6 +72,40 @@ impl Mint {
             chain,
             key: key.serialize_pem(),
         })
+    }
+}
+
+impl Mint {
+    /// A revocation list in PEM that takes back the certificates of these serial numbers
+    /// (hexadecimal), and says so for decades.
+    ///
+    /// # Errors
+    ///
+    /// A number cannot be read.
+    pub fn take_back(&self, serials: &[String]) -> Result<String> {
+        let key = KeyPair::from_pem(&self.0.key_pem())?;
+        let issuer = Issuer::from_ca_cert_pem(&self.0.certificate_pem(), key)?;
+        let entry = |serial: &String| {
+            let octets = serial.as_bytes().chunks(2).map(|pair| {
+                let digits = std::str::from_utf8(pair)?;
+                Ok(u8::from_str_radix(digits, 16)?)
+            });
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&octets.collect::<Result<Vec<_>>>()?),
+                revocation_time: date_time_ymd(2026, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2096, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(entry).collect::<Result<_>>()?,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&issuer)?.pem()?)
     }
 }
 

@@ -204,7 +204,7 @@ impl Plan {
         self
     }
 
-    /// A variable for every proxy.
+    /// A variable for every proxy. `{run}` in it is the run's folder.
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());

@@ -280,6 +280,12 @@ impl World {
         self.run.namespace_path(&self.pod(path).plan.netns())
     }
 
+    /// A file of the run's folder, which `{run}` stands for in a setting.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.run.folder().join(name)
+    }
+
     fn write_manifests(&self) -> Result<()> {
         fs::create_dir_all(self.manifests())?;
         let files = manifests::files(&self.plan, |pod| self.run.namespace_path(&pod.netns()));

@@ -30,6 +30,7 @@ use ambit_runtime::ready::Readiness;
 use ambit_runtime::signal::Termination;
 use ambit_runtime::tasks;
 use ambit_runtime::threads::DataThreads;
+use ambit_tls::Terms;
 use ambit_xds::client::{self, Config};
 use ambit_xds::delta::Subscription;
 use ambit_xds::{Handler, Rejected, Update, decode};
@@ -48,6 +49,7 @@ use crate::inpod::{Session, Status};
 use crate::metrics::{self, Metrics};
 use crate::pod::Sockets;
 use crate::pods::Pods;
+use crate::revocation::{self, Revocation};
 use crate::worker::{Shared, Worker};
 
 /// Time for log lines to leave at the end.
@@ -123,12 +125,20 @@ impl Proxy {
         Version::of(&settings.version_tag).register("ztunnel", &registry);
         let tunnels = tunnels(&settings);
         let access = AccessLog::new(logging);
+        let (revocation, lists) = Revocation::start(settings.crl_path.as_deref())?;
+        let revocation = Arc::new(revocation);
+        if let Some(lists) = lists {
+            revocation::register(&registry, &revocation);
+            let looked_after = revocation::keep(Arc::clone(&revocation), lists);
+            drop(tasks::spawn("revocation lists", looked_after));
+        }
         let shared = Arc::new(Shared {
             store: Default::default(),
             settings,
             metrics,
             access,
             tunnels,
+            revocation,
         });
 
         let policies = Arc::clone(&shared);
@@ -369,7 +379,10 @@ fn control(
     let settings = &shared.settings;
     let authority =
         Channel::connect(&control_plane(settings, &settings.ca)).context("CA_ADDRESS")?;
-    let issuer = CaIssuer::new(authority, settings.secret_ttl, true);
+    let issuer = CaIssuer::new(authority, settings.secret_ttl, true).on(Terms {
+        key_exchange: settings.compliance_policy.key_exchange(),
+        revocations: shared.revocation.lists.clone(),
+    });
     drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
     let endpoint = match &settings.xds {
         Source::ControlPlane(endpoint) => endpoint,
@@ -427,7 +440,7 @@ fn control_plane(settings: &Settings, endpoint: &Endpoint) -> ControlPlane {
         cluster_id: settings.cluster_id.clone(),
         headers: endpoint.headers.clone(),
         alternative_names: endpoint.alternative_name.iter().cloned().collect(),
-        key_exchange: Default::default(),
+        key_exchange: settings.compliance_policy.key_exchange(),
     }
 }
 

@@ -7,8 +7,8 @@
 //!
 //! # Failure modes
 //! A value that cannot be understood, and a setting that asks for something this program does not
-//! do, stop the start with the variable's name: a proxy that silently ignores `CRL_PATH` would be
-//! less safe than one that does not start.
+//! do, stop the start with the variable's name: a proxy that silently ignores `TLS12_ENABLED` would
+//! be harder to understand than one that does not start, and with others less safe.
 
 pub mod env;
 pub mod value;
@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ambit_observe::metrics::Limits;
+use ambit_tls::KeyExchange;
 use serde::Serialize;
 
 /// Port where a pod's outgoing connections are redirected to.
@@ -165,6 +166,27 @@ pub enum DnsAddress {
     At(SocketAddr),
 }
 
+/// What TLS is restricted to, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Compliance {
+    /// Nothing more than what this program speaks anyway.
+    None,
+    /// Key exchange that withstands a quantum computer, and no connection without.
+    Pqc,
+}
+
+impl Compliance {
+    /// What it means for handshakes.
+    #[must_use]
+    pub fn key_exchange(self) -> KeyExchange {
+        match self {
+            Self::None => KeyExchange::PostQuantumPreferred,
+            Self::Pqc => KeyExchange::PostQuantumOnly,
+        }
+    }
+}
+
 /// Everything the program was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -191,6 +213,10 @@ pub struct Settings {
     pub ca: Endpoint,
     /// The credential for both.
     pub auth: Option<Token>,
+    /// The file of certificates that were taken back, if there is to be one.
+    pub crl_path: Option<PathBuf>,
+    /// What TLS is restricted to.
+    pub compliance_policy: Compliance,
     /// Lifetime asked for certificates.
     pub secret_ttl: Duration,
     /// Node metadata sent to the control plane.

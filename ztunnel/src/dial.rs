@@ -25,8 +25,9 @@ use ambit_model::reason::Reason;
 use ambit_model::route::{Beyond, Tunnel};
 use ambit_model::workload::Workload;
 use ambit_net::dial::Dial;
+use ambit_observe::traffic::Reporter;
 use ambit_runtime::tasks::spawn_local;
-use ambit_tls::{Limits, Rejected, Svid, TlsError};
+use ambit_tls::{Limits, Lineage, Rejected, Svid, TlsError};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
@@ -49,6 +50,8 @@ pub struct Through {
     pub opened: Opened,
     /// Who is at the tunnel's end.
     pub peer: Identity,
+    /// By which paths the peers on the way proved who they are, where those may be revoked.
+    pub proofs: Vec<Lineage>,
 }
 
 /// Opens plain TCP to `to`, with the pod's own address, within `limit` if that is less than it may
@@ -103,19 +106,39 @@ pub async fn tunnel(
             .map_err(|_elapsed| timed_out(way.next_hop))?,
     }
     .map_err(checkout_failed)?;
+    let shared = &pod.worker.shared;
+    if shared.revocation.lists.revoke(place.tunnel().peer()) {
+        // Lists came while it was being made.
+        place.tunnel().abort("peer's certificate was revoked");
+        shared.metrics.revoked(Reporter::Source, 1);
+        return Err(Reason::Revoked.into());
+    }
     let peer = place.tunnel().peer().identity().clone();
+    let proofs: Vec<_> = place
+        .tunnel()
+        .peer()
+        .lineage()
+        .cloned()
+        .into_iter()
+        .collect();
     let request = Request {
         authority: way.authority.clone(),
         headers,
     };
     let Some(beyond) = &way.beyond else {
         let opened = place.open(request).await.map_err(open_failed)?;
-        return Ok(Through { opened, peer });
+        return Ok(Through {
+            opened,
+            peer,
+            proofs,
+        });
     };
-    let inner = inner_request(&request, &pod.worker.shared.settings.network);
+    let inner = inner_request(&request, &shared.settings.network);
     let outer = place.open(request).await.map_err(open_failed)?;
     // Boxed: two handshakes' state, for few connections.
-    Box::pin(inner_tunnel(pod, &svid, outer.stream, beyond, inner)).await
+    let mut through = Box::pin(inner_tunnel(pod, &svid, outer.stream, beyond, inner)).await?;
+    through.proofs.extend(proofs);
+    Ok(through)
 }
 
 /// The request inside a gateway's tunnel: the same, and which network it comes from.
@@ -140,8 +163,9 @@ async fn inner_tunnel(
     let outer = StreamIo::from(outer);
     let (stream, peer) = ambit_tls::connect(svid, outer, &beyond.expected, Limits::default())
         .await
-        .map_err(|error| tls_failed(&error))?;
+        .map_err(|error| refused(pod, Reporter::Source, &error))?;
     let identity = peer.identity().clone();
+    let proofs = peer.lineage().cloned().into_iter().collect();
     let (tunnel, driver) = client::handshake(stream, peer, &pod.worker.shared.tunnels)
         .await
         .map_err(|error| tunnel_failed(&error))?;
@@ -155,6 +179,7 @@ async fn inner_tunnel(
     Ok(Through {
         opened,
         peer: identity,
+        proofs,
     })
 }
 
@@ -171,7 +196,7 @@ async fn new_tunnel(
         .map_err(|error| dial_failed(&error, next_hop))?;
     let (stream, peer) = ambit_tls::connect(&svid, stream, &expected, Limits::default())
         .await
-        .map_err(|error| tls_failed(&error))?;
+        .map_err(|error| refused(&pod, Reporter::Source, &error))?;
     let (tunnel, driver) = client::handshake(stream, peer, &pod.worker.shared.tunnels)
         .await
         .map_err(|error| tunnel_failed(&error))?;
@@ -259,11 +284,20 @@ fn timed_out(to: SocketAddr) -> Outcome {
     }
 }
 
-/// The outcome of a failed TLS handshake, on either side.
+/// The outcome of a failed TLS handshake, on the side that `reporter` says; a revoked peer is counted.
 #[must_use]
-pub fn tls_failed(error: &TlsError) -> Outcome {
+pub fn refused(pod: &ServedPod, reporter: Reporter, error: &TlsError) -> Outcome {
+    let outcome = tls_failed(error);
+    if outcome.reason == Reason::Revoked {
+        pod.worker.shared.metrics.revoked(reporter, 1);
+    }
+    outcome
+}
+
+fn tls_failed(error: &TlsError) -> Outcome {
     let reason = match error {
         TlsError::Peer(Rejected::Identity { .. }) => Reason::PeerIdentityMismatch,
+        TlsError::Peer(Rejected::Revoked) => Reason::Revoked,
         TlsError::Timeout(_) => Reason::HandshakeTimeout,
         TlsError::Bug(_) => Reason::Bug,
         _ => Reason::HandshakeFailed,

@@ -32,6 +32,8 @@ pub async fn config_dump(
         "unresolvedPolicies": unresolved(&view),
         "stagedServices": view.staged_services().map(ToString::to_string).collect::<Vec<_>>(),
         "certificates": certificates.dump(),
+        "revocation": shared.revocation.shown(),
+        "tls": ambit_tls::effective(shared.settings.compliance_policy.key_exchange()),
         "workloadState": pod_states(pods, agent, connections),
         "config": shared.settings,
         "version": Version::of(&shared.settings.version_tag),

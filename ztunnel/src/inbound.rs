@@ -12,6 +12,7 @@
 //! 6. Record one reason.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,9 +25,10 @@ use ambit_model::view::View;
 use ambit_model::workload::Workload;
 use ambit_net::original_dst::canonical;
 use ambit_observe::access::Direction;
+use ambit_observe::traffic::Reporter;
 use ambit_relay::{relay, tcp};
 use ambit_runtime::tasks::spawn_local;
-use ambit_tls::{Limits, Peer, ServerStream};
+use ambit_tls::{Limits, Lineage, Peer, ServerStream};
 use ambit_wire::Authority;
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
@@ -72,9 +74,9 @@ async fn begin(
 ) -> Result<Incoming<ServerStream>, Outcome> {
     let _place = pod.worker.handshake(source)?;
     let svid = pod.svid().await?;
-    let (stream, peer): (_, Peer) = ambit_tls::accept(&svid, stream, Limits::default())
-        .await
-        .map_err(|error| dial::tls_failed(&error))?;
+    let accepted = ambit_tls::accept(&svid, stream, Limits::default()).await;
+    let (stream, peer): (_, Peer) =
+        accepted.map_err(|error| dial::refused(pod, Reporter::Destination, &error))?;
     server::serve(stream, peer, &pod.worker.shared.tunnels, pod.leaving())
         .await
         .map_err(|error| dial::tunnel_failed(&error))
@@ -82,9 +84,15 @@ async fn begin(
 
 /// Hands out the CONNECTs of one tunnel until it ends.
 async fn exchanges(pod: &Rc<ServedPod>, mut incoming: Incoming<ServerStream>, ends: Ends) {
+    let proof = incoming.peer().lineage().cloned();
+    let mut revoked = pin!(pod.worker.revoked(proof));
     loop {
         let next = tokio::select! {
             next = incoming.next() => next,
+            () = &mut revoked => {
+                pod.worker.shared.metrics.revoked(Reporter::Destination, 1);
+                return;
+            }
             // Its streams were told to end; without streams there is nothing to wait for.
             () = pod.over.wait() => return,
         };
@@ -127,6 +135,7 @@ fn refused(
 struct Asked {
     authority: Authority,
     peer: Identity,
+    proof: Option<Lineage>,
     /// What the peer says of its workload, and which service its client addressed. Telemetry only.
     said: Option<Box<Baggage>>,
     host: Option<Arc<str>>,
@@ -142,6 +151,7 @@ impl Asked {
         Self {
             authority: request.authority.clone(),
             peer: exchange.peer().identity().clone(),
+            proof: exchange.peer().lineage().cloned(),
             said: said(&request.headers),
             host: forwarded.and_then(|forwarded| forwarded.host),
             elsewhere: from_elsewhere(&request.headers, network),
@@ -230,6 +240,9 @@ async fn open(
         ends.peer,
         asked.host.as_deref().map(Rc::from),
     );
+    if let Some(proof) = &asked.proof {
+        guard.rests_on(proof, &pod.worker.shared.revocation.lists);
+    }
     let application = tokio::select! {
         biased;
         refusal = guard.ended() => return Err(refusal.into()),

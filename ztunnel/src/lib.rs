@@ -19,5 +19,6 @@ pub mod passthrough;
 pub mod pod;
 pub mod pods;
 pub mod record;
+pub mod revocation;
 pub mod store;
 pub mod worker;

@@ -4,7 +4,8 @@
 //! A connection registers in the same turn in which it was decided, before anything is awaited, so
 //! there is no moment in which a change of the view could pass it by. After each published view
 //! the thread asks again, for every entry, the question it was admitted by; an entry that fails is
-//! told to end and carries the reason. What an entry is told is also what the admin page shows.
+//! told to end and carries the reason. The same goes for new revocation lists and the certificates
+//! that an entry rests on. What an entry is told is also what the admin page shows.
 //!
 //! # Invariants
 //! - An entry lives exactly as long as its [`Guard`].
@@ -22,6 +23,7 @@ use ambit_model::admit::{self, Admitted, Refusal};
 use ambit_model::reason::Reason;
 use ambit_model::view::View;
 use ambit_model::workload::Workload;
+use ambit_tls::{Lineage, Revocations};
 use serde::Serialize;
 use slab::Slab;
 
@@ -89,6 +91,8 @@ struct Entry {
     decided: Decided,
     source: SocketAddr,
     wanted: Option<Rc<str>>,
+    /// The paths by which its peers proved who they are, where those may be revoked.
+    proofs: Vec<Lineage>,
     ended: Option<Refusal>,
     waker: Option<Waker>,
 }
@@ -135,6 +139,7 @@ impl Live {
             decided,
             source,
             wanted,
+            proofs: Vec::new(),
             ended: None,
             waker: None,
         };
@@ -155,23 +160,27 @@ impl Live {
     /// how many were told. `waits` says whether a pod may still wait for a policy that its record
     /// lists and that is not known: its connections then go on until another policy denies them.
     pub async fn recheck(&self, store: &Store, waits: impl Fn(&str) -> bool) -> usize {
-        let mut told = 0;
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let (count, rest) = store.read(|view| self.recheck_turn(view, from, &waits));
-            told += count;
-            next = rest;
-            tokio::task::yield_now().await;
-        }
-        told
+        let judge = |view: &View, entry: &Entry| {
+            let refusal = still_right(view, &entry.decided).err()?;
+            let may_wait = refusal.reason == Reason::PolicyUnresolved && waits(&entry.pod);
+            (!may_wait).then_some(refusal)
+        };
+        let turn = |from| store.read(|view| self.turn(from, |entry| judge(view, entry)));
+        turns(turn).await
+    }
+
+    /// Asks again whether a certificate that a connection rests on was revoked, and tells those to end
+    /// that rest on one. Returns how many.
+    pub async fn recheck_proofs(&self, lists: &Revocations) -> usize {
+        let judge = |entry: &Entry| revoked(lists, &entry.proofs).then(|| Reason::Revoked.into());
+        turns(|from| self.turn(from, judge)).await
     }
 
     /// One turn: the entries from `from` on. Returns how many were told to end, and where to go on.
-    fn recheck_turn(
+    fn turn(
         &self,
-        view: &View,
         from: usize,
-        waits: &impl Fn(&str) -> bool,
+        judge: impl Fn(&Entry) -> Option<Refusal>,
     ) -> (usize, Option<usize>) {
         let mut entries = self.entries.borrow_mut();
         let until = (from + TURN).min(entries.capacity());
@@ -183,10 +192,7 @@ impl Live {
             if entry.ended.is_some() {
                 continue;
             }
-            if let Err(refusal) = still_right(view, &entry.decided) {
-                if refusal.reason == Reason::PolicyUnresolved && waits(&entry.pod) {
-                    continue;
-                }
+            if let Some(refusal) = judge(entry) {
                 entry.ended = Some(refusal);
                 wakers.push(entry.waker.take());
             }
@@ -221,7 +227,35 @@ impl Live {
     }
 }
 
+/// Goes through all entries, and lets traffic have its turn in between.
+async fn turns(mut turn: impl FnMut(usize) -> (usize, Option<usize>)) -> usize {
+    let mut told = 0;
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let (count, rest) = turn(from);
+        told += count;
+        next = rest;
+        tokio::task::yield_now().await;
+    }
+    told
+}
+
+fn revoked(lists: &Revocations, proofs: &[Lineage]) -> bool {
+    proofs.iter().any(|proof| lists.revoke_lineage(proof))
+}
+
 impl Guard {
+    /// Says by which path a peer of the connection proved who it is: it ends when a certificate of that
+    /// path is revoked, at once if one has been by now.
+    pub fn rests_on(&self, proof: &Lineage, lists: &Revocations) {
+        if let Some(entry) = self.live.entries.borrow_mut().get_mut(self.key) {
+            if lists.revoke_lineage(proof) {
+                entry.ended.get_or_insert(Reason::Revoked.into());
+            }
+            entry.proofs.push(proof.clone());
+        }
+    }
+
     /// Waits until the connection may not go on, and says why. Cancel safe.
     pub async fn ended(&self) -> Refusal {
         poll_fn(|cx| {

@@ -21,6 +21,8 @@ Settings come from the environment, with Istio's names:
   XDS_ADDRESS, CA_ADDRESS          control plane and certificate authority, https://host:port
   XDS_ROOT_CA, CA_ROOT_CA          what proves them: file, PEM text, or SYSTEM
   AUTH_TOKEN                       what proves us: file or token
+  CRL_PATH                         certificates taken back: a file of revocation lists, PEM or DER
+  COMPLIANCE_POLICY                pqc: key exchange that withstands a quantum computer, alone
   NODE_NAME, CLUSTER_ID, NETWORK   where this proxy is
   POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP   who it is
   INPOD_UDS                        the agent's socket

@@ -40,6 +40,14 @@ ambit_observe::series! {
     }
 }
 
+ambit_observe::series! {
+    /// What came of revocation lists, by the side that asked.
+    pub struct Revocations {
+        /// Handshakes refused and tunnels ended.
+        rejected: Counter = ("istio_crl_policy_rejections", "Handshakes refused and tunnels ended because the peer's certificate was revoked (unstable)."),
+    }
+}
+
 /// Every family. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -47,6 +55,8 @@ pub struct Metrics {
     pub tcp: Family<Tcp>,
     /// Open sockets.
     pub sockets: Family<Sockets>,
+    /// Revoked peers.
+    pub revocations: Family<Revocations>,
     /// Pods.
     pub pods: Handle<Pods>,
     /// DNS.
@@ -54,12 +64,26 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Counts `peers` refused, or cut off, because their certificates were revoked.
+    pub fn revoked(&self, reporter: Reporter, peers: usize) {
+        if peers > 0 {
+            let side = reporter.as_str();
+            let counted = self
+                .revocations
+                .resolve(|labels| labels.closed("reporter", side));
+            counted
+                .rejected
+                .add(u64::try_from(peers).unwrap_or(u64::MAX));
+        }
+    }
+
     /// Registers every family.
     #[must_use]
     pub fn new(registry: &Registry) -> Self {
         Self {
             tcp: registry.family(),
             sockets: registry.family(),
+            revocations: registry.family(),
             pods: registry.single(),
             dns: crate::dns::metrics::Families::new(registry),
         }

@@ -121,7 +121,7 @@ impl Connection<'_> {
             let opened = tokio::select! {
                 biased;
                 refusal = guard.ended() => Err(refusal.into()),
-                opened = self.dial(&route, limit, record) => opened,
+                opened = self.dial(&route, limit, &guard, record) => opened,
             };
             let outcome = match opened {
                 Ok(onward) => {
@@ -225,6 +225,7 @@ impl Connection<'_> {
         &self,
         route: &Route,
         limit: Option<Duration>,
+        guard: &Guard,
         record: &mut Record,
     ) -> Result<Onward, Outcome> {
         let way = match route {
@@ -239,6 +240,9 @@ impl Connection<'_> {
             // Which of the workloads over there it is, only the answer says.
             record.destination.workload = None;
             record.destination.said = said(&through.opened.headers);
+        }
+        for proof in &through.proofs {
+            guard.rests_on(proof, &self.pod.worker.shared.revocation.lists);
         }
         record.destination.identity = Some(through.peer);
         Ok(Onward::Tunnel(through.opened.stream))

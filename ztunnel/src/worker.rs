@@ -15,14 +15,18 @@ use ambit_hbone::pool::{Limits, Pool};
 use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_model::reason::Reason;
 use ambit_observe::access::AccessLog;
+use ambit_observe::traffic::Reporter;
 use ambit_runtime::tasks::spawn_local;
+use ambit_tls::Lineage;
 use tokio::time::Instant;
 
 use crate::config::Settings;
+use crate::flag::Flag;
 use crate::live::Live;
 use crate::metrics::{Metrics, Telemetry};
 use crate::pod::ServedPod;
 use crate::record::Outcome;
+use crate::revocation::Revocation;
 use crate::store::Store;
 
 /// TLS and HTTP/2 handshakes of accepted connections that may be in flight on one thread. Each
@@ -46,6 +50,8 @@ pub struct Shared {
     pub access: AccessLog,
     /// Numbers of tunnels.
     pub tunnels: TunnelSettings,
+    /// Certificates that were taken back.
+    pub revocation: Arc<Revocation>,
 }
 
 /// One data thread.
@@ -60,6 +66,8 @@ pub struct Worker {
     /// Its tunnels to other nodes.
     pub pool: Pool<Outcome>,
     pods: RefCell<HashMap<String, Rc<ServedPod>>>,
+    /// Raised, and replaced by another, when the accepted tunnels are to ask about their peers.
+    ask_again: RefCell<Flag>,
     handshakes: RefCell<Handshakes>,
 }
 
@@ -89,6 +97,7 @@ impl Worker {
             live: Rc::default(),
             pool: Pool::new(limits),
             pods: RefCell::default(),
+            ask_again: RefCell::default(),
             handshakes: RefCell::default(),
         }
     }
@@ -97,6 +106,7 @@ impl Worker {
     pub async fn keep(self: Rc<Self>) {
         drop(spawn_local("tunnel sweep", self.pool.sweeper()));
         let mut views = self.shared.store.changes();
+        let mut lists = self.shared.revocation.changes();
         let mut sweep = tokio::time::interval(self.shared.settings.metrics.look());
         // When the time of a policy that is waited for is over, if one is.
         let mut over = None;
@@ -107,6 +117,12 @@ impl Worker {
                         return;
                     }
                     over = self.recheck().await;
+                }
+                changed = lists.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.recheck_proofs().await;
                 }
                 () = at(over) => over = self.recheck().await,
                 _ = sweep.tick() => self.telemetry.sweep(),
@@ -140,6 +156,40 @@ impl Worker {
             .values()
             .filter_map(|pod| until(pod))
             .min()
+    }
+
+    /// Ends what rests on a certificate that was revoked: the connections first, so that each of them
+    /// knows why it ends when its tunnel does.
+    async fn recheck_proofs(&self) {
+        let lists = &self.shared.revocation.lists;
+        let connections = self.live.recheck_proofs(lists).await;
+        self.ask_again.take().raise();
+        let tunnels = self
+            .pool
+            .end("peer's certificate was revoked", |peer| lists.revoke(peer));
+        self.shared.metrics.revoked(Reporter::Source, tunnels);
+        if connections + tunnels > 0 {
+            tracing::warn!(
+                connections,
+                tunnels,
+                "peers whose certificates were revoked are cut off"
+            );
+        }
+    }
+
+    /// Waits until the certificate of an accepted tunnel's peer is revoked.
+    pub async fn revoked(&self, proof: Option<Lineage>) {
+        let Some(proof) = proof else {
+            return std::future::pending().await;
+        };
+        loop {
+            // Before the look: lists that come after it raise this.
+            let ask_again = self.ask_again.borrow().wait();
+            if self.shared.revocation.lists.revoke_lineage(&proof) {
+                return;
+            }
+            ask_again.await;
+        }
     }
 
     /// A place among the handshakes in flight, or a refusal.
@@ -227,6 +277,7 @@ mod tests {
             metrics: Metrics::new(&Registry::default()),
             access: AccessLog::to(writer, LogFormat::Plain),
             tunnels: Default::default(),
+            revocation: Arc::default(),
         };
         Rc::new(Worker::new(&Arc::new(shared)))
     }

@@ -74,6 +74,7 @@ async fn proxy() -> (Proxy, SeqListener, Agent) {
         metrics: Metrics::new(&registry),
         access: AccessLog::to(writer, LogFormat::Plain),
         tunnels: ambit_hbone::Settings::default(),
+        revocation: Arc::default(),
     });
     let for_workers = Arc::clone(&shared);
     let two = std::num::NonZeroUsize::new(2).unwrap();

@@ -36,13 +36,13 @@ fn refuses_wrong_settings_by_name_all_at_once() {
         &["proxy", "ztunnel"],
         &[
             ("SECRET_TTL", "soon"),
-            ("CRL_PATH", "/crl.pem"),
+            ("TLS12_ENABLED", "true"),
             ("XDS_ADDRESS", "http://a:1"),
         ],
     );
     assert!(!answer.status.success());
     let said = String::from_utf8_lossy(&answer.stderr);
-    for name in ["SECRET_TTL", "CRL_PATH", "XDS_ADDRESS"] {
+    for name in ["SECRET_TTL", "TLS12_ENABLED", "XDS_ADDRESS"] {
         assert!(said.contains(name), "{said}");
     }
 }

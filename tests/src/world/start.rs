@@ -168,7 +168,9 @@ impl World {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        environment.extend(self.plan.environment.clone());
+        let run = self.run.folder().display().to_string();
+        let set = self.plan.environment.iter();
+        environment.extend(set.map(|(name, value)| (name.clone(), value.replace("{run}", &run))));
         Ok(environment)
     }
 

@@ -17,8 +17,8 @@ use super::value::{
     boolean, cpus, deadline_within, default_threads, dns_address, duration, threads,
 };
 use super::{
-    DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, OriginalSource, Problem, Roots,
-    Settings, Source, Token,
+    Compliance, DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, OriginalSource,
+    Problem, Roots, Settings, Source, Token,
 };
 
 /// Istio's mesh file, relative to the working directory (`/` in the container).
@@ -32,9 +32,7 @@ const AGENT_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 const PACKET_MARK: u32 = 1337;
 /// Settings of Istio's ztunnel that would change what is safe or what is reachable, and that this
 /// program does not do: (name, the value that asks for nothing).
-const NOT_DONE: [(&str, &str); 8] = [
-    ("CRL_PATH", ""),
-    ("COMPLIANCE_POLICY", ""),
+const NOT_DONE: [(&str, &str); 6] = [
     ("TLS12_ENABLED", "false"),
     ("XDS_ON_DEMAND", "false"),
     ("FAKE_CA", "false"),
@@ -151,6 +149,8 @@ impl Reader {
             xds: self.source(mesh, machine),
             ca: self.endpoint("CA", mesh, machine),
             auth: self.token(machine),
+            crl_path: self.set("CRL_PATH").map(Into::into),
+            compliance_policy: self.compliance(),
             secret_ttl: self.period("SECRET_TTL", Duration::from_secs(86_400)),
             proxy_metadata: self.metadata(mesh),
             proxy_metadata_json: self.metadata_json(),
@@ -201,6 +201,11 @@ impl Reader {
 
     fn text(&self, name: &str) -> Option<String> {
         self.variables.get(name).cloned()
+    }
+
+    /// A text that says something: empty is as good as absent.
+    fn set(&self, name: &str) -> Option<String> {
+        self.text(name).filter(|text| !text.is_empty())
     }
 
     fn or(&self, name: &str, otherwise: &str) -> String {
@@ -473,6 +478,15 @@ impl Reader {
             retries: self.at_least_one("KEEPALIVE_RETRIES", 9),
         };
         self.flag("KEEPALIVE_ENABLED", true).then_some(keepalive)
+    }
+
+    fn compliance(&mut self) -> Compliance {
+        self.with("COMPLIANCE_POLICY", |text| match text {
+            "" => Ok(Compliance::None),
+            "pqc" => Ok(Compliance::Pqc),
+            other => Err(format!("`{other}` is not `pqc`")),
+        })
+        .unwrap_or(Compliance::None)
     }
 
     fn log_format(&mut self) -> LogFormat {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use ambit_model::admit::{self, Arrival, Inbound};
 use ambit_model::identity::Identity;
@@ -11,6 +12,10 @@ use ambit_model::policy::{
 use ambit_model::reason::Reason;
 use ambit_model::update::Change;
 use ambit_model::workload::{Protocol, Workload};
+use ambit_tls::authority::{Request, Root};
+use ambit_tls::csr::KeyAndCsr;
+use ambit_tls::revocation::Lists;
+use ambit_tls::{Limits, Peer, Revocations, Svid, Terms, accept, connect};
 use futures_util::FutureExt;
 
 use super::{Carried, Decided, Guard, Live};
@@ -184,4 +189,91 @@ async fn every_turn_is_asked() {
     store.apply([deny("no-web", "cluster.local/ns/shop/sa/web")]);
     assert_eq!(live.recheck(&store, |_| false).await, 1000);
     assert_eq!(live.list().len(), guards.len());
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn svid(root: &Root, name: &str, revocations: &Revocations) -> Arc<Svid> {
+    let asked = KeyAndCsr::generate(&identity(name)).unwrap();
+    let request = Request::from_pem(&asked.csr_pem).unwrap();
+    let now = SystemTime::now();
+    let chain = root.issue(&request, &identity(name), now, DAY).unwrap();
+    let terms = Terms {
+        revocations: revocations.clone(),
+        ..Terms::default()
+    };
+    Svid::from_chain_on(&asked.key, &chain, &terms).unwrap()
+}
+
+/// Who `web` is to a server that looks at `revocations`, and a list that takes its certificate back.
+async fn peer(revocations: &Revocations) -> (Peer, Lists) {
+    let root = Root::generate("mesh", SystemTime::now(), 10 * DAY).unwrap();
+    let (web, cart) = (
+        svid(&root, "web", revocations),
+        svid(&root, "cart", revocations),
+    );
+    let (near, far) = tokio::io::duplex(16 * 1024);
+    let expected = [identity("cart")];
+    let (client, server) = tokio::join!(
+        connect(&web, near, &expected, Limits::default()),
+        accept(&cart, far, Limits::default())
+    );
+    client.unwrap();
+    let key = rcgen::KeyPair::from_pem(&root.key_pem()).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root.certificate_pem(), key).unwrap();
+    let digit = |at| u8::from_str_radix(&web.serial()[at..at + 2], 16).unwrap();
+    let serial: Vec<u8> = (0..web.serial().len()).step_by(2).map(digit).collect();
+    let entry = rcgen::RevokedCertParams {
+        serial_number: rcgen::SerialNumber::from_slice(&serial),
+        revocation_time: rcgen::date_time_ymd(2026, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2096, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![entry],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer).unwrap().pem().unwrap();
+    (server.unwrap().1, Lists::read(list.as_bytes()).unwrap())
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_ends_what_rests_on_it_now_and_later() {
+    let (store, live) = (store(), Rc::new(Live::default()));
+    let lists = Revocations::watched();
+    let ((web, take_back), (other, _)) = (peer(&lists).await, peer(&lists).await);
+    let of_web = inbound(&store, &live, "web");
+    let of_both = outbound(&store, &live);
+    let of_other = inbound(&store, &live, "other");
+    let of_nobody = inbound(&store, &live, "web");
+    for (guard, peers) in [
+        (&of_web, &[&web][..]),
+        (&of_both, &[&other, &web]),
+        (&of_other, &[&other]),
+    ] {
+        for peer in peers {
+            guard.rests_on(peer.lineage().unwrap(), &lists);
+        }
+    }
+    assert_eq!(live.recheck_proofs(&lists).await, 0);
+    lists.put(take_back);
+    assert_eq!(live.recheck_proofs(&lists).await, 2);
+    for guard in [&of_web, &of_both] {
+        assert_eq!(
+            guard.ended().now_or_never().unwrap().reason,
+            Reason::Revoked
+        );
+    }
+    for guard in [&of_other, &of_nobody] {
+        assert!(guard.ended().now_or_never().is_none());
+    }
+    assert_eq!(live.recheck_proofs(&lists).await, 0, "told once");
+    // What comes to rest on it between the lists and the asking is not asked: it is told.
+    let late = inbound(&store, &live, "web");
+    late.rests_on(web.lineage().unwrap(), &lists);
+    assert_eq!(late.ended().now_or_never().unwrap().reason, Reason::Revoked);
 }

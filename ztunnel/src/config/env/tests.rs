@@ -6,7 +6,7 @@ use std::time::Duration;
 use ambit_observe::metrics::Limits;
 
 use super::{Machine, read};
-use crate::config::{DnsAddress, OriginalSource, Roots, Settings, Source, Token};
+use crate::config::{Compliance, DnsAddress, OriginalSource, Roots, Settings, Source, Token};
 use crate::dns::places::Conf;
 
 fn settings(variables: &[(&str, &str)], machine: &Machine) -> Result<Settings, Vec<String>> {
@@ -91,8 +91,7 @@ fn refuses_wrong_values_by_name_and_reports_them_all() {
 #[test]
 fn refuses_settings_it_would_otherwise_silently_not_follow() {
     for row in [
-        ("CRL_PATH", "/etc/crl.pem"),
-        ("COMPLIANCE_POLICY", "pqc"),
+        ("COMPLIANCE_POLICY", "fips-140-2"),
         ("TLS12_ENABLED", "true"),
         ("PROXY_MODE", "dedicated"),
         ("XDS_ON_DEMAND", "true"),
@@ -102,7 +101,26 @@ fn refuses_settings_it_would_otherwise_silently_not_follow() {
             vec![row.0.to_owned()]
         );
     }
-    assert!(settings(&[("PROXY_MODE", "shared"), ("CRL_PATH", "")], &two_cpus()).is_ok());
+    assert!(
+        settings(
+            &[("PROXY_MODE", "shared"), ("TLS12_ENABLED", "false")],
+            &two_cpus()
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn revocation_and_compliance_are_off_unless_they_are_asked_for() {
+    let none = settings(&[("CRL_PATH", ""), ("COMPLIANCE_POLICY", "")], &two_cpus()).unwrap();
+    assert_eq!(
+        (none.crl_path, none.compliance_policy),
+        (None, Compliance::None)
+    );
+    let rows = [("CRL_PATH", "/crl.pem"), ("COMPLIANCE_POLICY", "pqc")];
+    let asked = settings(&rows, &two_cpus()).unwrap();
+    assert_eq!(asked.crl_path, Some("/crl.pem".into()));
+    assert_eq!(asked.compliance_policy, Compliance::Pqc);
 }
 
 #[test]
