@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use ambit_tls::Peer;
-use bytes::Bytes;
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use http::{HeaderMap, Method};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use crate::backlog::{Backlog, Piece};
 use crate::error::{OpenError, TunnelError};
 use crate::expiry;
 use crate::inbox::Inboxes;
@@ -22,7 +22,7 @@ use crate::request::Request;
 use crate::settings::{
     MAX_ERROR_RESETS, MAX_RESET_BEFORE_ACCEPT, POOL_STREAMS, SMALL_FRAME_ALLOWANCE, Settings,
 };
-use crate::stream::{Lease, Stream};
+use crate::stream::{Lease, Outgoing, Stream};
 use crate::turn::Turn;
 
 /// Starts HTTP/2 on a connection whose other end was verified.
@@ -40,15 +40,16 @@ pub async fn handshake<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io);
+    let turn = Turn::new(io, 0);
     let handle = turn.handle();
     let (send, mut connection) = engine(settings)
-        .handshake::<_, Bytes>(turn)
+        .handshake::<_, Piece>(turn)
         .await
         .map_err(TunnelError::from_engine)?;
     let inboxes = Inboxes::new();
     let shared = Rc::new(Shared {
         inboxes,
+        backlog: Rc::default(),
         expires: expiry::of(&peer),
         peer,
         settings: settings.clone(),
@@ -89,6 +90,7 @@ fn engine(settings: &Settings) -> h2::client::Builder {
 
 struct Shared {
     inboxes: Rc<Inboxes>,
+    backlog: Rc<Backlog>,
     peer: Peer,
     /// When its certificate does.
     expires: Instant,
@@ -110,7 +112,7 @@ struct State {
 /// The connection ends, in order, when the last handle and the last stream are dropped.
 #[derive(Clone)]
 pub struct Tunnel {
-    send: SendRequest<Bytes>,
+    send: SendRequest<Piece>,
     shared: Rc<Shared>,
 }
 
@@ -226,8 +228,12 @@ impl Tunnel {
                 headers: parts.headers,
             });
         }
-        let piece = self.shared.settings.send_piece;
-        Stream::new(outgoing, incoming, &self.shared.inboxes, piece, lease)
+        let outgoing = Outgoing {
+            send: outgoing,
+            left: self.shared.backlog.stream(),
+            piece: self.shared.settings.send_piece,
+        };
+        Stream::new(outgoing, incoming, &self.shared.inboxes, lease)
             .map(|stream| Opened {
                 stream,
                 headers: parts.headers,
@@ -326,7 +332,7 @@ impl Drop for Lived {
 /// Moves the tunnel's bytes. Ends when the connection does, with the reason if it was not orderly.
 #[must_use = "a tunnel does nothing unless its driver is polled"]
 pub struct Driver<T> {
-    connection: Option<Connection<Turn<T>, Bytes>>,
+    connection: Option<Connection<Turn<T>, Piece>>,
     turn: Turn<T>,
     keepalive: Keepalive,
     shared: Rc<Shared>,

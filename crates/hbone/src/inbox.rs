@@ -8,6 +8,8 @@
 //! and cannot be read at once are joined, so that memory stays in proportion to bytes.
 //!
 //! # Invariants
+//! - All inboxes of a thread together hold at most [`HELD`], and [`STANDING`] for each: beyond that a
+//!   stream whose reader stands is ended.
 //! - An inbox holds at most its stream's window, because credit is given back only by [`Inbox::take`]
 //!   of the *next* piece, and by dropping the inbox.
 //! - A slot belongs to one stream until its reader is dropped.
@@ -37,6 +39,20 @@ const SMALL: usize = 2048;
 
 /// Joined pieces are passed on when they reach this size.
 const JOINED: usize = 16 * 1024;
+
+/// Bytes that all streams of one thread may have waiting for their readers: 256 readers that stand
+/// still with a full window each. A peer gets a window for each stream it opens, on as many
+/// connections as it makes, so this is what ends an attack by streams that nobody reads.
+const HELD: usize = 256 * 1024 * 1024;
+
+/// A stream that has no more than this waiting goes on when the thread has no room: it is not the
+/// cause, and small ones are all that many honest streams are.
+const STANDING: usize = 64 * 1024;
+
+thread_local! {
+    /// Bytes waiting for readers of this thread.
+    static WAITING: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Which streams the engine has something for.
 pub(crate) struct Arrivals {
@@ -110,6 +126,8 @@ impl Inboxes {
                 lent: 0,
                 end: None,
                 reader: None,
+                overflowed: false,
+                writer: None,
             }),
         });
         entry.insert(Rc::clone(&inbox));
@@ -204,6 +222,10 @@ struct Arrived {
     lent: usize,
     end: Option<End>,
     reader: Option<Waker>,
+    /// It was ended here, because its reader stood and the thread had no room.
+    overflowed: bool,
+    /// The stream's other half, which ends the stream towards its peer then.
+    writer: Option<Waker>,
 }
 
 /// How a stream's receiving half ended.
@@ -211,6 +233,17 @@ enum End {
     Finished,
     /// Told once in full; afterwards only its kind is left to tell.
     Failed(io::ErrorKind, Option<io::Error>),
+}
+
+fn waiting() -> usize {
+    WAITING.try_with(Cell::get).unwrap_or_default()
+}
+
+fn no_room() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::OutOfMemory,
+        "reader stands still, and there is no room for more of what it does not read",
+    )
 }
 
 impl Inbox {
@@ -241,6 +274,23 @@ impl Inbox {
         }
     }
 
+    /// Ready when the stream was ended here for want of room. Its reader may stand for ever, so the
+    /// other half has to tell the peer.
+    pub(crate) fn poll_overflow(&self, cx: &Context<'_>) -> Poll<io::Error> {
+        let mut arrived = self.arrived.borrow_mut();
+        if arrived.overflowed {
+            return Poll::Ready(no_room());
+        }
+        arrived.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether the peer has ended its sending: what it sent is whole, and a reset that comes later
+    /// takes nothing of it back.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.arrived.borrow().end, Some(End::Finished))
+    }
+
     /// Whether the connection's end is also this stream's: it neither ended nor was reset.
     fn is_cut(&self) -> bool {
         match self.arrived.borrow().end {
@@ -252,16 +302,17 @@ impl Inbox {
 
     /// Takes what the engine has, and wakes the reader if there is news for it.
     fn collect(&self) {
-        let reader = {
+        let (reader, writer) = {
             let mut arrived = self.arrived.borrow_mut();
-            if arrived.collect(&self.notice) {
-                arrived.reader.take()
-            } else {
-                None
-            }
+            let news = arrived.collect(&self.notice);
+            let overflowed = arrived.overflowed;
+            (
+                arrived.reader.take_if(|_| news),
+                arrived.writer.take_if(|_| overflowed),
+            )
         };
-        if let Some(reader) = reader {
-            reader.wake();
+        for waker in [reader, writer].into_iter().flatten() {
+            waker.wake();
         }
     }
 
@@ -283,9 +334,12 @@ impl Arrived {
     fn collect(&mut self, notice: &Waker) -> bool {
         let mut news = false;
         let mut cx = Context::from_waker(notice);
-        while self.end.is_none() {
+        while self.end.is_none() || self.overflowed {
             match self.receive.poll_data(&mut cx) {
                 Poll::Pending => break,
+                // Gone at once, and credited with the rest at the end.
+                Poll::Ready(Some(Ok(piece))) if self.overflowed => self.lent += piece.len(),
+                Poll::Ready(_) if self.overflowed => break,
                 Poll::Ready(Some(Ok(piece))) => self.put(piece),
                 Poll::Ready(None) => self.end = Some(End::Finished),
                 // The end and this reset may arrive in one turn, and then hide each other.
@@ -307,7 +361,12 @@ impl Arrived {
             return;
         }
         let alone = self.waiting == 0;
-        self.waiting += piece.len();
+        self.count(self.waiting + piece.len());
+        if self.waiting > STANDING && waiting() > HELD {
+            self.lent += piece.len();
+            self.overflow();
+            return;
+        }
         if piece.len() < SMALL && !alone {
             self.joined.extend_from_slice(&piece);
             if self.joined.len() >= JOINED {
@@ -317,6 +376,27 @@ impl Arrived {
             self.close_joined();
             self.pieces.push_back(piece);
         }
+    }
+
+    /// Sets the number of bytes waiting, for the thread too.
+    fn count(&mut self, now: usize) {
+        let before = std::mem::replace(&mut self.waiting, now);
+        // When the thread is ending nobody asks any more.
+        let _ = WAITING.try_with(|all| {
+            all.set(all.get().saturating_add(now).saturating_sub(before));
+        });
+    }
+
+    /// Ends the stream and lets go of what was waiting.
+    fn overflow(&mut self) {
+        let gone: usize = self.pieces.iter().map(Bytes::len).sum();
+        self.lent += gone + self.joined.len();
+        self.pieces = VecDeque::new();
+        self.joined = BytesMut::new();
+        self.count(0);
+        let error = no_room();
+        self.end = Some(End::Failed(error.kind(), Some(error)));
+        self.overflowed = true;
     }
 
     fn close_joined(&mut self) {
@@ -330,7 +410,7 @@ impl Arrived {
             self.close_joined();
         }
         let piece = self.pieces.pop_front()?;
-        self.waiting -= piece.len();
+        self.count(self.waiting - piece.len());
         self.lent = piece.len();
         Some(piece)
     }
@@ -356,6 +436,7 @@ impl Drop for Arrived {
     /// What nobody will read is credited to the connection, or its window would shrink for good.
     fn drop(&mut self) {
         self.lent += self.waiting;
+        self.count(0);
         self.credit();
     }
 }

@@ -23,7 +23,9 @@
 //! A stream's failure is an [`std::io::Error`] of its halves; a connection's is a [`TunnelError`] of
 //! its driver, and then every stream fails with the same kind.
 
+mod backlog;
 pub mod client;
+mod ends;
 mod error;
 mod expiry;
 mod inbox;

@@ -8,7 +8,8 @@
 //! waiters as a tunnel has places.
 //!
 //! # Invariants
-//! - A dial runs in a task of its own: a waiter that goes away takes nobody with it.
+//! - A dial runs in a task of its own: a waiter that goes away takes nobody with it. A dial that
+//!   nobody has waited for during [`ABANDONED`] is given up.
 //! - Whatever ends a dial, every one of its waiters hears of it.
 //! - Waiters, tunnels of a key and streams of a tunnel are bounded.
 
@@ -17,8 +18,10 @@ mod entry;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ambit_model::identity::Identity;
@@ -32,6 +35,11 @@ use crate::client::{Place, Tunnel};
 use crate::settings::POOL_STREAMS;
 
 use entry::{Entry, Seat};
+
+/// How long a dial goes on with nobody waiting: whoever comes within a second finds it further on,
+/// which is what lets a client get through that tries again too soon. A dial to somebody who never
+/// answers would otherwise hold its socket for many more.
+const ABANDONED: Duration = Duration::from_secs(1);
 
 /// What must be equal for two streams to share a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -162,7 +170,14 @@ impl<E: Clone + 'static> Pool<E> {
         // The task ends by itself: a dial answers in bounded time.
         drop(spawn_local(
             "tunnel dial",
-            Box::pin(async move { end.settle(&dial.await) }),
+            Box::pin(async move {
+                let result = tokio::select! {
+                    biased;
+                    result = dial => result,
+                    () = end.abandoned() => return,
+                };
+                end.settle(&result);
+            }),
         ));
     }
 
@@ -297,6 +312,28 @@ struct DialEnd<E: Clone> {
 }
 
 impl<E: Clone> DialEnd<E> {
+    /// Ends when nobody has waited for a while.
+    async fn abandoned(&self) {
+        loop {
+            poll_fn(|cx| self.poll_abandoned(cx)).await;
+            tokio::time::sleep(ABANDONED).await;
+            if poll_fn(|cx| Poll::Ready(self.poll_abandoned(cx).is_ready())).await {
+                return;
+            }
+        }
+    }
+
+    fn poll_abandoned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(shared) = self.shared.upgrade() else {
+            return Poll::Ready(());
+        };
+        let mut entries = shared.entries.borrow_mut();
+        match entries.get_mut(&self.key) {
+            Some(entry) => entry.poll_abandoned(self.number, cx),
+            None => Poll::Ready(()),
+        }
+    }
+
     fn settle(self, result: &Result<Tunnel, E>) {
         let Some(shared) = self.shared.upgrade() else {
             return;

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ambit_tls::Peer;
-use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::backlog::{Backlog, Piece};
+use crate::ends::PREFACE;
 use crate::error::{TunnelError, gone, stream_error};
 use crate::expiry;
 use crate::inbox::Inboxes;
@@ -21,7 +22,7 @@ use crate::request::{Malformed, Request};
 use crate::settings::{
     MAX_ABANDONED, MAX_ERROR_RESETS, MAX_RESET_BEFORE_ACCEPT, SMALL_FRAME_ALLOWANCE, Settings,
 };
-use crate::stream::{Lease, Stream};
+use crate::stream::{Lease, Outgoing, Stream};
 use crate::turn::Turn;
 
 /// Starts HTTP/2 on an accepted connection whose other end was verified.
@@ -41,10 +42,10 @@ pub async fn serve<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io);
+    let turn = Turn::new(io, PREFACE);
     let handle = turn.handle();
     let limit = settings.handshake_timeout;
-    let mut start = std::pin::pin!(engine(settings).handshake::<_, Bytes>(turn));
+    let mut start = std::pin::pin!(engine(settings).handshake::<_, Piece>(turn));
     // The engine's flushes are put off to the end of a turn, here as later.
     let started = std::future::poll_fn(|cx| {
         handle.begin();
@@ -72,6 +73,7 @@ where
         keepalive,
         draining: Some(Box::pin(draining)),
         inboxes: Inboxes::new(),
+        backlog: Rc::default(),
         unanswered: Rc::new(Unanswered::default()),
         peer: Rc::new(peer),
         settings: settings.clone(),
@@ -99,11 +101,12 @@ fn engine(settings: &Settings) -> h2::server::Builder {
 /// [`Incoming::next`] also drives the connection: streams already accepted move only while it is
 /// being awaited. Handle each [`Exchange`] in a task of its own. Dropping this ends the connection.
 pub struct Incoming<T> {
-    connection: Option<Connection<Turn<T>, Bytes>>,
+    connection: Option<Connection<Turn<T>, Piece>>,
     turn: Turn<T>,
     keepalive: Keepalive,
     draining: Option<Pin<Box<dyn Future<Output = ()>>>>,
     inboxes: Rc<Inboxes>,
+    backlog: Rc<Backlog>,
     unanswered: Rc<Unanswered>,
     peer: Rc<Peer>,
     settings: Settings,
@@ -201,6 +204,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Incoming<T> {
                     receive: Some(receive),
                     respond,
                     inboxes: Rc::clone(&self.inboxes),
+                    backlog: Rc::clone(&self.backlog),
                     unanswered: Rc::clone(&self.unanswered),
                     answered: false,
                     peer: Rc::clone(&self.peer),
@@ -222,7 +226,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Incoming<T> {
     }
 }
 
-type Accepted = (http::Request<RecvStream>, SendResponse<Bytes>);
+type Accepted = (http::Request<RecvStream>, SendResponse<Piece>);
 
 impl<T> Incoming<T> {
     fn close(&mut self) {
@@ -264,8 +268,9 @@ struct Unanswered {
 pub struct Exchange {
     request: Request,
     receive: Option<RecvStream>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Piece>,
     inboxes: Rc<Inboxes>,
+    backlog: Rc<Backlog>,
     unanswered: Rc<Unanswered>,
     answered: bool,
     peer: Rc<Peer>,
@@ -304,14 +309,13 @@ impl Exchange {
             .map_err(|error| stream_error(&error))?;
         self.settle();
         let receive = self.receive.take().ok_or_else(gone)?;
-        Stream::new(
+        let outgoing = Outgoing {
             send,
-            receive,
-            &self.inboxes,
-            self.piece,
-            Rc::new(()) as Rc<dyn Lease>,
-        )
-        .ok_or_else(gone)
+            left: self.backlog.stream(),
+            piece: self.piece,
+        };
+        let lease = Rc::new(()) as Rc<dyn Lease>;
+        Stream::new(outgoing, receive, &self.inboxes, lease).ok_or_else(gone)
     }
 
     /// Answers `status` and ends the stream.

@@ -4,7 +4,7 @@ mod io_adapter;
 
 use std::fmt;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use ambit_relay::{Sink, Source};
@@ -13,6 +13,7 @@ use h2::{Reason, RecvStream, SendStream};
 
 pub use io_adapter::StreamIo;
 
+use crate::backlog::{Left, Piece};
 use crate::error::{gone, stream_error, wants_no_more};
 use crate::inbox::{Inbox, Inboxes};
 
@@ -36,26 +37,25 @@ impl Stream {
     /// Takes over an accepted or answered stream. `None`, and the stream is reset, if this
     /// connection already has too many.
     pub(crate) fn new(
-        send: SendStream<Bytes>,
+        mut outgoing: Outgoing,
         receive: RecvStream,
         inboxes: &Rc<Inboxes>,
-        piece: usize,
         lease: Rc<dyn Lease>,
     ) -> Option<Self> {
-        let mut send = send;
         let Some(inbox) = inboxes.add(receive) else {
-            send.send_reset(Reason::REFUSED_STREAM);
+            outgoing.send.send_reset(Reason::REFUSED_STREAM);
             return None;
         };
+        let arrived = Rc::downgrade(&inbox);
         let source = StreamSource {
             inbox,
             inboxes: Rc::clone(inboxes),
             _lease: Rc::clone(&lease),
         };
         let sink = StreamSink {
-            send,
+            outgoing,
+            arrived,
             joined: BytesMut::new(),
-            piece,
             ended: false,
             _lease: lease,
         };
@@ -66,6 +66,24 @@ impl Stream {
     #[must_use]
     pub fn split(self) -> (StreamSource, StreamSink) {
         (self.source, self.sink)
+    }
+}
+
+/// A stream's way into the engine.
+pub(crate) struct Outgoing {
+    pub(crate) send: SendStream<Piece>,
+    /// What is still there.
+    pub(crate) left: Rc<Left>,
+    /// Most bytes of one frame.
+    pub(crate) piece: usize,
+}
+
+impl Outgoing {
+    fn leave(&mut self, bytes: Bytes) -> io::Result<()> {
+        let piece = self.left.piece(bytes);
+        self.send
+            .send_data(piece, false)
+            .map_err(|error| sink_error(&error))
     }
 }
 
@@ -102,11 +120,11 @@ impl fmt::Debug for StreamSource {
 
 /// The sending half.
 pub struct StreamSink {
-    send: SendStream<Bytes>,
+    outgoing: Outgoing,
+    /// The other direction, which may end for a reason that is ours.
+    arrived: Weak<Inbox>,
     /// Small writes, not framed yet.
     joined: BytesMut,
-    /// Most bytes of one frame.
-    piece: usize,
     ended: bool,
     _lease: Rc<dyn Lease>,
 }
@@ -125,11 +143,7 @@ impl Sink for StreamSink {
         ready!(self.poll_send_joined(cx))?;
         let room = ready!(self.poll_room(cx, data.len()))?;
         let piece = data.split_to(room.min(data.len()));
-        Poll::Ready(
-            self.send
-                .send_data(piece, false)
-                .map_err(|error| sink_error(&error)),
-        )
+        Poll::Ready(self.outgoing.leave(piece))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,19 +156,31 @@ impl Sink for StreamSink {
         }
         ready!(self.poll_send_joined(cx))?;
         // The one empty frame that is ever sent: it carries END_STREAM and takes no credit.
-        self.send
-            .send_data(Bytes::new(), true)
+        self.outgoing
+            .send
+            .send_data(Piece::end(), true)
             .map_err(|error| sink_error(&error))?;
         self.ended = true;
         Poll::Ready(Ok(()))
     }
 
     fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        match ready!(self.send.poll_reset(cx)) {
-            Ok(reason) => Poll::Ready(io::Error::new(
-                reset_kind(reason),
-                reason.description().to_owned(),
-            )),
+        let arrived = self.arrived.upgrade();
+        if let Some(arrived) = &arrived
+            && let Poll::Ready(error) = arrived.poll_overflow(cx)
+        {
+            return Poll::Ready(error);
+        }
+        let whole = arrived.is_some_and(|arrived| arrived.is_whole());
+        match ready!(self.outgoing.send.poll_reset(cx)) {
+            Ok(reason) => {
+                let kind = if whole || reason == Reason::NO_ERROR {
+                    io::ErrorKind::BrokenPipe
+                } else {
+                    io::ErrorKind::ConnectionReset
+                };
+                Poll::Ready(io::Error::new(kind, reason.description().to_owned()))
+            }
             Err(error) => Poll::Ready(sink_error(&error)),
         }
     }
@@ -165,7 +191,7 @@ impl Sink for StreamSink {
         }
         self.ended = true;
         self.joined.clear();
-        self.send.send_reset(Reason::CANCEL);
+        self.outgoing.send.send_reset(Reason::CANCEL);
     }
 }
 
@@ -174,9 +200,7 @@ impl StreamSink {
         while self.joined.has_remaining() {
             let room = ready!(self.poll_room(cx, self.joined.len()))?;
             let piece = self.joined.split_to(room.min(self.joined.len())).freeze();
-            self.send
-                .send_data(piece, false)
-                .map_err(|error| sink_error(&error))?;
+            self.outgoing.leave(piece)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -189,16 +213,17 @@ impl StreamSink {
         }
     }
 
-    /// How much may be sent now, as one frame: the peer's credit and our own buffer allow it.
+    /// How much may be sent now, as one frame: the peer's credit and our own limits allow it.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        let wanted = wanted.min(self.piece);
-        self.send.reserve_capacity(wanted);
+        let Outgoing { send, left, piece } = &mut self.outgoing;
+        let wanted = wanted.min(*piece).min(ready!(left.poll_room(cx)));
+        send.reserve_capacity(wanted);
         loop {
-            let room = self.send.capacity();
+            let room = send.capacity();
             if room > 0 {
                 return Poll::Ready(Ok(room.min(wanted)));
             }
-            match ready!(self.send.poll_capacity(cx)) {
+            match ready!(send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(sink_error(&error))),
                 None => return Poll::Ready(Err(self.why_closed(cx))),
@@ -213,14 +238,6 @@ fn sink_error(error: &h2::Error) -> io::Error {
         return io::Error::new(io::ErrorKind::BrokenPipe, error.to_string());
     }
     stream_error(error)
-}
-
-fn reset_kind(reason: Reason) -> io::ErrorKind {
-    if reason == Reason::NO_ERROR {
-        io::ErrorKind::BrokenPipe
-    } else {
-        io::ErrorKind::ConnectionReset
-    }
 }
 
 impl fmt::Debug for StreamSink {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::ends::Ends;
 use crate::settings::TURN_BYTES;
 
 /// The connection, shared by the engine that reads and writes it and the driver that ends a turn.
@@ -24,16 +25,19 @@ struct Shared<T> {
     io: RefCell<T>,
     left: Cell<usize>,
     received: Cell<u64>,
+    ends: RefCell<Ends>,
     unflushed: Cell<bool>,
 }
 
 impl<T> Turn<T> {
-    pub(crate) fn new(io: T) -> Self {
+    /// Of the bytes that are read, the first `preface` are no frame.
+    pub(crate) fn new(io: T, preface: usize) -> Self {
         Self {
             shared: Rc::new(Shared {
                 io: RefCell::new(io),
                 left: Cell::new(TURN_BYTES),
                 received: Cell::new(0),
+                ends: RefCell::new(Ends::new(preface)),
                 unflushed: Cell::new(false),
             }),
         }
@@ -46,9 +50,10 @@ impl<T> Turn<T> {
         }
     }
 
-    /// Begins a turn.
+    /// Begins a turn. What arrived in the one before was handed out.
     pub(crate) fn begin(&self) {
         self.shared.left.set(TURN_BYTES);
+        self.shared.ends.borrow_mut().known();
     }
 
     /// Bytes received so far: a sign of life.
@@ -96,6 +101,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Turn<T> {
         let before = buf.filled().len();
         let result = Pin::new(&mut *shared.io.borrow_mut()).poll_read(cx, buf);
         let read = buf.filled().len() - before;
+        if let Some(bytes) = buf.filled_mut().get_mut(before..) {
+            shared.ends.borrow_mut().read(bytes);
+        }
         shared.left.set(shared.left.get().saturating_sub(read));
         shared
             .received

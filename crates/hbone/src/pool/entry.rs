@@ -1,5 +1,6 @@
 //! The tunnels and dials of one key.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ambit_tls::Peer;
@@ -85,6 +86,17 @@ impl<E: Clone> Entry<E> {
     pub(super) fn take_dial(&mut self, number: u64) -> Option<Dial<E>> {
         let at = self.dials.iter().position(|dial| dial.number == number)?;
         Some(self.dials.swap_remove(at))
+    }
+
+    /// Ready when nobody waits for a dial any more. Otherwise wakes when one of those who do leaves.
+    pub(super) fn poll_abandoned(&mut self, number: u64, cx: &mut Context<'_>) -> Poll<()> {
+        let dial = self.dials.iter_mut().find(|dial| dial.number == number);
+        let mut waiters = dial.into_iter().flat_map(|dial| &mut dial.waiters);
+        if waiters.all(|waiter| waiter.poll_closed(cx).is_ready()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 
     pub(super) fn add(&mut self, tunnel: Tunnel, now: Instant) {

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use ambit_relay::Sink;
 use ambit_tls::Peer;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::{live, paused, read};
+use super::{live, paused, read, request};
+use crate::client::handshake;
 use crate::server::{Incoming, serve};
 use crate::{Malformed, Settings, TunnelError};
 
@@ -16,7 +18,9 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
@@ -411,4 +415,126 @@ fn more_than_the_window_ends_the_stream_or_the_connection() {
         assert!(failed && total <= 65_535 + 16_384, "{total}");
         turning.abort();
     });
+}
+
+/// Frames of `bytes` as kind, flags and stream.
+fn frames_of(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
+    let mut frames = Vec::new();
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+        frames.push((head[3], head[4], stream));
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    frames
+}
+
+#[test]
+fn a_malformed_request_ends_its_own_stream_and_no_other() {
+    let good = connect();
+    let with = |name: &[u8], value: &[u8]| [good.clone(), field(name, value)].concat();
+    let malformed: [(&str, Vec<u8>); 6] = [
+        ("a field of the connection", with(b"connection", b"close")),
+        ("a path", with(b":path", b"/")),
+        ("two methods", with(b":method", b"GET")),
+        ("an answer's field", with(b":status", b"200")),
+        (
+            "an authority of garbage",
+            [
+                field(b":method", b"CONNECT"),
+                field(b":authority", b"a b\x01"),
+            ]
+            .concat(),
+        ),
+        ("nothing at all", Vec::new()),
+    ];
+    live(async |peer| {
+        let (mut incoming, mut script) = victim(&peer, &Settings::default()).await;
+        script.to.write_all(&open(1)).await.unwrap();
+        let stream = incoming.next().await.unwrap().unwrap();
+        let (mut source, _sink) = stream.accept(HeaderMap::new()).unwrap().split();
+        let serving = tokio::task::spawn_local(async move {
+            let mut taken = 0;
+            while let Some(exchange) = incoming.next().await {
+                taken += u32::from(exchange.is_ok());
+            }
+            taken
+        });
+        for (n, (what, block)) in (1u32..).zip(&malformed) {
+            let request = frame(HEADERS, END_HEADERS, 2 * n + 1, block);
+            script.to.write_all(&request).await.unwrap();
+            script
+                .to
+                .write_all(&frame(DATA, 0, 1, b"beside"))
+                .await
+                .unwrap();
+            assert_eq!(
+                read(&mut source).await.unwrap().unwrap(),
+                "beside",
+                "{what}"
+            );
+        }
+        script.to.shutdown().await.unwrap();
+        assert_eq!(serving.await.unwrap(), 0, "none of them was handed out");
+        let said = frames_of(&script.said.await.unwrap());
+        for (n, (what, _)) in (1u32..).zip(&malformed) {
+            let answers = said.iter().filter(|(_, _, stream)| *stream == 2 * n + 1);
+            // A reset, or a refusal that ends the stream.
+            let ended = answers.filter(|(kind, flags, _)| {
+                *kind == RST_STREAM || (*kind == HEADERS && flags & END_STREAM != 0)
+            });
+            assert!(ended.count() > 0, "{what}");
+        }
+        assert!(!said.iter().any(|(kind, _, _)| *kind == GOAWAY));
+    });
+}
+
+#[test]
+fn a_reset_right_behind_the_end_takes_back_nothing_of_what_was_sent() {
+    // Together, as proxies send it that have no half-closed streams, and one after the other.
+    for together in [true, false] {
+        live(async |peer| {
+            let (near, far) = tokio::io::duplex(1 << 20);
+            let (tunnel, driver) = handshake(near, peer, &Settings::default()).await.unwrap();
+            tokio::task::spawn_local(driver);
+            let (mut from, mut to) = tokio::io::split(far);
+            tokio::task::spawn_local(async move {
+                let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+            });
+            let opening = tokio::task::spawn_local(async move { tunnel.open(request()).await });
+            tokio::task::yield_now().await;
+            let answer = [
+                frame(SETTINGS, 0, 0, &[]),
+                frame(SETTINGS, ACK, 0, &[]),
+                frame(HEADERS, END_HEADERS, 1, &[0x88]),
+            ];
+            to.write_all(&answer.concat()).await.unwrap();
+            let stream = opening.await.unwrap().unwrap().stream;
+            let (mut source, mut sink) = stream.split();
+            let end = [
+                frame(DATA, 0, 1, &[7; 10_000]),
+                frame(DATA, END_STREAM, 1, &[7; 10_000]),
+            ];
+            // INTERNAL_ERROR, as Envoy says it.
+            let reset = frame(RST_STREAM, 0, 1, &2u32.to_be_bytes());
+            if together {
+                let both = [end.concat(), reset].concat();
+                to.write_all(&both).await.unwrap();
+            } else {
+                to.write_all(&end.concat()).await.unwrap();
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                to.write_all(&reset).await.unwrap();
+            }
+            // The reader is slow: it looks when all is there.
+            let broken = std::future::poll_fn(|cx| sink.poll_broken(cx)).await;
+            assert_eq!(broken.kind(), std::io::ErrorKind::BrokenPipe);
+            let mut all = 0;
+            while let Some(piece) = read(&mut source).await.unwrap() {
+                all += piece.len();
+            }
+            assert_eq!(all, 20_000, "together: {together}");
+        });
+    }
 }

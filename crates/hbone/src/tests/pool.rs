@@ -232,6 +232,38 @@ fn a_dialler_that_goes_away_takes_nobody_with_it() {
 }
 
 #[test]
+fn a_dial_that_nobody_waits_for_any_more_is_given_up_soon() {
+    paused(async |peer| {
+        let (pool, to) = (Pool::new(Limits::default()), Destination::new(peer));
+        to.delay.set(Duration::from_secs(10));
+        let gone = Duration::from_millis(100);
+        let dials = || {
+            pool.contents()
+                .iter()
+                .map(|contents| contents.dials)
+                .sum::<usize>()
+        };
+        for waiters in [1, 3] {
+            let burst = (0..waiters).map(|_| place(&pool, 1, &to));
+            let all = futures_util::future::join_all(burst);
+            assert!(tokio::time::timeout(gone, all).await.is_err());
+            assert_eq!(dials(), 1);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(dials(), 0);
+        }
+        // Whoever comes back soon keeps it alive.
+        assert!(
+            tokio::time::timeout(gone, place(&pool, 1, &to))
+                .await
+                .is_err()
+        );
+        let before = to.dials.get();
+        place(&pool, 1, &to).await.unwrap();
+        assert_eq!(to.dials.get(), before);
+    });
+}
+
+#[test]
 fn waiters_and_tunnels_are_bounded() {
     paused(async |peer| {
         let limits = Limits {
