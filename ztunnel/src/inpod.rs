@@ -28,6 +28,7 @@ use ambit_proto::zds::{
 use ambit_runtime::backoff::Backoff;
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::pods::{PodNetns, Pods};
 use reconcile::{Action, Message, PodInfo, Reconcile, Wanted};
@@ -154,8 +155,11 @@ impl Session {
         }
         tracing::info!(socket = %socket.display(), "connected to the agent");
         let mut understood = false;
+        // One clock for the conversation: a busy agent must not put the next try off for ever.
+        let mut retry = tokio::time::interval_at(Instant::now() + RETRY, RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if let Err(ended) = self.turn(&agent).await {
+            if let Err(ended) = self.turn(&agent, &mut retry).await {
                 return (ended, understood);
             }
             understood = true;
@@ -163,14 +167,13 @@ impl Session {
     }
 
     /// Receives one message and answers it; meanwhile tries pending pods again.
-    async fn turn(&mut self, agent: &SeqPacket) -> Result<(), Ended> {
+    async fn turn(&mut self, agent: &SeqPacket, retry: &mut Interval) -> Result<(), Ended> {
         let mut buffer = [0; LARGEST];
-        let mut retry = tokio::time::interval_at(tokio::time::Instant::now() + RETRY, RETRY);
         let (length, descriptors) = loop {
             tokio::select! {
                 biased;
-                received = agent.recv(&mut buffer) => break received?,
                 _ = retry.tick() => self.retry().await,
+                received = agent.recv(&mut buffer) => break received?,
             }
         };
         if length == 0 {

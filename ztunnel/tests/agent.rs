@@ -148,6 +148,18 @@ impl Agent {
         self.say(added(uid), Some(netns.as_fd())).await
     }
 
+    async fn snapshot(&self) -> String {
+        self.say(Payload::SnapshotSent(SnapshotSent {}), None).await
+    }
+
+    async fn keep(&self, uid: &str) -> String {
+        self.say(kept(uid), None).await
+    }
+
+    async fn del(&self, uid: &str) -> String {
+        self.say(deleted(uid), None).await
+    }
+
     async fn ended(&self) {
         let mut buffer = [0; 1024];
         let ended = within(self.0.recv(&mut buffer)).await;
@@ -164,6 +176,29 @@ fn added(uid: &str) -> Payload {
             service_account: "sa".to_owned(),
         }),
     })
+}
+
+fn kept(uid: &str) -> Payload {
+    Payload::Keep(KeepWorkload {
+        uid: uid.to_owned(),
+    })
+}
+
+fn deleted(uid: &str) -> Payload {
+    Payload::Del(DelWorkload {
+        uid: uid.to_owned(),
+    })
+}
+
+/// One of the numbers of `workload_manager`.
+fn counted(proxy: &Proxy, what: &str) -> u64 {
+    let text = proxy.registry.render(Format::Text);
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    let found = lines.find_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        (name.starts_with("workload_manager") && name.ends_with(what)).then_some(value)
+    });
+    found.unwrap_or("0").parse().unwrap()
 }
 
 fn listens(netns: &Netns, port: u16) -> bool {
@@ -283,16 +318,28 @@ async fn a_pod_whose_ports_are_taken_is_refused_and_tried_again() {
 }
 
 #[tokio::test]
-async fn answers_what_breaks_the_contract_and_starts_anew() {
+async fn answers_what_breaks_the_contract_or_its_order_and_starts_anew() {
     let (proxy, listener, mut agent) = proxy().await;
     let netns = namespace();
     let file = tempfile::tempfile().unwrap();
-    let keep = || {
-        Payload::Keep(KeepWorkload {
-            uid: "x".to_owned(),
-        })
+    let keep = || kept("x");
+    let unnamed = Payload::Add(AddWorkload {
+        uid: "x".to_owned(),
+        workload_info: None,
+    });
+    let bytes = |payload| {
+        let request = WorkloadRequest {
+            payload: Some(payload),
+        };
+        request.encode_to_vec()
     };
-    let broken: [(&[u8], Option<BorrowedFd<'_>>); 5] = [
+    let broken: [(&[u8], Option<BorrowedFd<'_>>); 8] = [
+        (&bytes(unnamed), Some(netns.as_fd())),
+        (&bytes(deleted("x")), Some(netns.as_fd())),
+        (
+            &bytes(Payload::SnapshotSent(SnapshotSent {})),
+            Some(netns.as_fd()),
+        ),
         (b"\xff\xff\xff", None),
         // A field that nobody knows, and none that somebody does.
         (b"\x78\x01", None),
@@ -323,14 +370,114 @@ async fn answers_what_breaks_the_contract_and_starts_anew() {
         agent.ended().await;
         agent = Agent::meet(&listener).await;
     }
-    agent
-        .say(Payload::SnapshotSent(SnapshotSent {}), None)
-        .await;
-    assert_ne!(agent.say(keep(), None).await, "", "after the snapshot");
-    agent.ended().await;
-    let agent = Agent::meet(&listener).await;
+    for late in [keep(), Payload::SnapshotSent(SnapshotSent {})] {
+        assert_eq!(agent.snapshot().await, "");
+        assert_ne!(agent.say(late, None).await, "", "after the snapshot");
+        agent.ended().await;
+        agent = Agent::meet(&listener).await;
+    }
     assert_eq!(agent.add("one", &netns).await, "");
     assert_eq!(uids(&proxy), ["one"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_up_at_once_is_dialled_again_with_pauses() {
+    let (_proxy, listener, agent) = proxy().await;
+    drop(agent);
+    let start = tokio::time::Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 8 {
+        drop(within(listener.accept()).await.unwrap());
+        times.push(start.elapsed());
+    }
+    // Ten milliseconds at first, then twice as long each time, less a fifth at most.
+    assert!(times[7] > Duration::from_millis(300), "{times:?}");
+    Agent::meet(&listener).await;
+}
+
+#[tokio::test]
+async fn a_pod_is_added_deleted_and_added_again() {
+    let (proxy, _listener, agent) = proxy().await;
+    let netns = namespace();
+    assert_eq!(agent.snapshot().await, "");
+    for round in 1..=2 {
+        assert_eq!(agent.add("one", &netns).await, "");
+        assert!(listens_on_all(&netns));
+        assert_eq!(counted(&proxy, "started_total"), round);
+        assert_eq!(agent.del("one").await, "");
+        eventually(|| !listens(&netns, 15008)).await;
+        assert_eq!(counted(&proxy, "active_proxy_count"), 0);
+    }
+    assert_eq!(agent.del("one").await, "", "nobody of that uid");
+}
+
+#[tokio::test]
+async fn a_pod_deleted_before_the_snapshot_ends_with_it_and_is_not_waited_for() {
+    let (proxy, listener, agent) = proxy().await;
+    let (one, two) = (namespace(), namespace());
+    assert_eq!(agent.add("one", &one).await, "");
+    assert_eq!(agent.snapshot().await, "");
+    drop(agent);
+    let agent = Agent::meet(&listener).await;
+    assert_eq!(agent.keep("one").await, "");
+    assert_eq!(agent.del("one").await, "");
+    let _taken = two.run(|| TcpListener::bind("0.0.0.0:15001")).unwrap();
+    assert_ne!(agent.add("two", &two).await, "");
+    assert_eq!(agent.del("two").await, "");
+    assert_eq!(uids(&proxy), ["one"], "until all are named");
+    assert_eq!(agent.snapshot().await, "");
+    assert_eq!(uids(&proxy), [""; 0]);
+    assert!(proxy.status.pending().is_empty() && proxy.status.ready());
+}
+
+#[tokio::test]
+async fn a_pod_that_is_kept_is_not_started_again() {
+    let (proxy, listener, agent) = proxy().await;
+    let netns = namespace();
+    assert_eq!(agent.add("one", &netns).await, "");
+    assert_eq!(agent.snapshot().await, "");
+    drop(agent);
+    let agent = Agent::meet(&listener).await;
+    assert_eq!(agent.keep("one").await, "");
+    assert_eq!(agent.snapshot().await, "");
+    assert_eq!(uids(&proxy), ["one"]);
+    assert_eq!(counted(&proxy, "started_total"), 1);
+    assert_eq!(counted(&proxy, "stopped_total"), 0);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_is_served_in_the_namespace_it_was_added_with_last() {
+    let (proxy, _listener, agent) = proxy().await;
+    let (old, new) = (namespace(), namespace());
+    let taken = old.run(|| TcpListener::bind("0.0.0.0:15008")).unwrap();
+    assert_eq!(agent.snapshot().await, "");
+    assert_ne!(agent.add("one", &old).await, "");
+    assert_eq!(proxy.status.pending().len(), 1);
+    assert_eq!(agent.add("one", &new).await, "");
+    assert!(proxy.status.pending().is_empty());
+    drop(taken);
+    // Nothing tries the old one again.
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    assert!(listens_on_all(&new) && !listens(&old, 15008));
+    assert_eq!(uids(&proxy), ["one"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_never_pauses_keeps_no_pod_waiting() {
+    let (proxy, _listener, agent) = proxy().await;
+    let (waiting, other) = (namespace(), namespace());
+    let taken = waiting.run(|| TcpListener::bind("0.0.0.0:15008")).unwrap();
+    assert_eq!(agent.snapshot().await, "");
+    assert_ne!(agent.add("waiting", &waiting).await, "");
+    drop(taken);
+    within(async {
+        while !proxy.status.pending().is_empty() {
+            assert_eq!(agent.add("other", &other).await, "");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(listens_on_all(&waiting));
 }
 
 #[tokio::test]
@@ -343,4 +490,6 @@ async fn a_pod_in_a_new_namespace_is_served_there() {
     assert!(listens_on_all(&new));
     eventually(|| !listens(&old, 15008)).await;
     assert_eq!(uids(&proxy), ["one"]);
+    assert_eq!(counted(&proxy, "started_total"), 2);
+    assert_eq!(counted(&proxy, "active_proxy_count"), 1);
 }
