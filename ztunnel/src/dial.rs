@@ -74,7 +74,7 @@ pub async fn plain(
 }
 
 /// Opens a stream through a tunnel, on one that is there or a new one. Waits no longer than `limit`
-/// for the tunnel; a dial goes on without its waiters.
+/// for the tunnel; a dial goes on for a while without its waiters.
 ///
 /// # Errors
 /// Why not.
@@ -230,7 +230,8 @@ pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStre
     let spoof = !pod.pod.own
         && settings.original_source != OriginalSource::Off
         && client != to.ip()
-        && client.is_ipv4() == to.is_ipv4();
+        && client.is_ipv4() == to.is_ipv4()
+        && !pod.worker.unkept.lately(client, to);
     let dial = from_pod(pod, to);
     if !spoof {
         return dial
@@ -246,10 +247,12 @@ pub async fn application(pod: &ServedPod, admitted: &Admitted) -> Result<TcpStre
     .await
     {
         Ok(stream) => Ok(stream),
+        // Without a descriptor there is no connection either way.
         Err(ambit_net::Error::System { call, source })
-            if settings.original_source == OriginalSource::Auto =>
+            if settings.original_source == OriginalSource::Auto && call != "socket" =>
         {
             tracing::warn!(%client, %to, call, %source, "the client's address cannot be kept");
+            pod.worker.unkept.note(client, to);
             plain(pod, to, None).await
         }
         Err(error) => Err(dial_failed(&error, to)),

@@ -21,4 +21,5 @@ pub mod pods;
 pub mod record;
 pub mod revocation;
 pub mod store;
+pub mod unkept;
 pub mod worker;

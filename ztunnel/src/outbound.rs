@@ -26,6 +26,7 @@ use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -46,7 +47,14 @@ const BUDGET: Duration = Duration::from_secs(10);
 pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr, _work: Work) {
     let mut record = Record::new(&pod.worker.telemetry, Direction::Outbound, canonical(peer));
     // Boxed: what the beginning needs is not to lie in every connection for as long as it lives.
-    let outcome = match Box::pin(begin(&pod, &client, &mut record)).await {
+    let beginning = Box::pin(async {
+        tokio::select! {
+            biased;
+            opened = begin(&pod, &client, &mut record) => opened,
+            () = broken_off(&client) => Err(Reason::LocalReset.into()),
+        }
+    });
+    let outcome = match beginning.await {
         Ok((guard, onward)) => carry_on(client, onward, &guard, &record).await,
         Err(outcome) => {
             refuse(&client);
@@ -73,6 +81,13 @@ async fn begin(
         destination,
     };
     connection.open(record).await
+}
+
+/// Ends when the client breaks its connection off: nobody is left to open a way for. Its orderly end
+/// is no such thing, since it may wait for an answer.
+async fn broken_off(client: &TcpStream) {
+    // An error says the same.
+    let _ = client.ready(Interest::ERROR).await;
 }
 
 /// Makes the end of a connection that was not carried a reset: an orderly end would look like an

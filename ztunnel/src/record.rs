@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -78,6 +79,9 @@ impl Outcome {
             How::Clean => Reason::Ok.into(),
             How::ResetBy(side) if *side == near => Reason::LocalReset.into(),
             How::ResetBy(_) => Reason::PeerReset.into(),
+            How::Failed(side, error) if error.kind() == ErrorKind::OutOfMemory => {
+                Self::because(Reason::Overloaded, format_args!("{side}: {error}"))
+            }
             How::Failed(side, error) => Self::because(Reason::Io, format_args!("{side}: {error}")),
         }
     }

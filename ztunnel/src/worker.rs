@@ -28,6 +28,7 @@ use crate::pod::ServedPod;
 use crate::record::Outcome;
 use crate::revocation::Revocation;
 use crate::store::Store;
+use crate::unkept::Unkept;
 
 /// TLS and HTTP/2 handshakes of accepted connections that may be in flight on one thread. Each
 /// costs tens of KiB and some milliseconds of CPU; with more of them, all would time out.
@@ -65,6 +66,8 @@ pub struct Worker {
     pub live: Rc<Live>,
     /// Its tunnels to other nodes.
     pub pool: Pool<Outcome>,
+    /// Where it could not speak from its clients' addresses.
+    pub unkept: Unkept,
     pods: RefCell<HashMap<String, Rc<ServedPod>>>,
     /// Raised, and replaced by another, when the accepted tunnels are to ask about their peers.
     ask_again: RefCell<Flag>,
@@ -96,6 +99,7 @@ impl Worker {
             )),
             live: Rc::default(),
             pool: Pool::new(limits),
+            unkept: Unkept::default(),
             pods: RefCell::default(),
             ask_again: RefCell::default(),
             handshakes: RefCell::default(),

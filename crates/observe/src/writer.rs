@@ -4,7 +4,8 @@
 //! Lines go into a fixed ring; one thread writes them out. A submitter neither waits nor wakes
 //! that thread (it looks by itself, more rarely while nothing comes), so a data-plane thread pays
 //! one allocation and one exchange per line. When the output is slower than the lines, lines are
-//! dropped, counted, and the count is written when there is room again.
+//! dropped, counted, and the count is written when there is room again. The same when the output
+//! fails: a full disk, a reader that went away.
 
 use std::io::{self, IoSlice, Write};
 use std::sync::Arc;
@@ -139,14 +140,21 @@ fn write_lines(queue: &Receiver<Message>, mut output: impl Write, shared: &Share
                 }
             }
         }
+        let lines = batch.len();
         let dropped = shared.dropped.load(Relaxed);
         if dropped != reported {
             batch.push(format!("log: {} lines dropped\n", dropped - reported).into_bytes());
-            reported = dropped;
         }
-        let idle = batch.is_empty() && flushes.is_empty();
-        // A closed output (a reader that went away) must not end the program: lines are lost.
-        let _ = write_batch(&mut output, &batch);
+        let idle = lines == 0 && flushes.is_empty();
+        // An output that fails (a full disk, a reader that went away) must not end the program: what
+        // was to be written is lost, and told when there is room again.
+        match write_batch(&mut output, &batch) {
+            Ok(()) => reported = dropped,
+            Err(_) => {
+                let lost = u64::try_from(lines).unwrap_or(u64::MAX);
+                shared.dropped.fetch_add(lost, Relaxed);
+            }
+        }
         batch.clear();
         for done in flushes {
             let _ = done.try_send(());
@@ -251,6 +259,46 @@ mod tests {
             text.contains(&format!("log: {dropped} lines dropped\n")),
             "{dropped}"
         );
+    }
+
+    /// An output without room, until there is.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(bool, Vec<u8>)>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut state = self.0.lock();
+            if !state.0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            state.1.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_loses_lines_and_tells_how_many_when_there_is_room_again() {
+        let disk = Disk::default();
+        let writer = LogWriter::start(disk.clone()).unwrap();
+        for n in 0..100 {
+            writer.submit(format!("lost {n}\n").into_bytes());
+        }
+        assert!(writer.flush(Duration::from_secs(10)));
+        assert_eq!(writer.dropped(), 100);
+        disk.0.lock().0 = true;
+        writer.submit(b"kept\n".to_vec());
+        assert!(writer.flush(Duration::from_secs(10)));
+        let text = String::from_utf8(disk.0.lock().1.clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines.contains(&"log: 100 lines dropped") && lines.contains(&"kept"),
+            "{text}"
+        );
+        assert_eq!(lines.len(), 2);
     }
 
     #[test]

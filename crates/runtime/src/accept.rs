@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::drain::Draining;
@@ -26,6 +27,9 @@ const PATIENCE: u32 = 64;
 /// Accepted when the drain starts: as many as a listener's queue holds, so that no client that
 /// the kernel has already answered is reset.
 const LAST_ROUND: usize = 1024;
+
+/// How often a pause is told: connections that end let others in, and each time it may begin anew.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// What an `accept` error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +120,7 @@ pub async fn accept_loop<L: Accept>(
 ) -> io::Result<()> {
     let mut exhausted = Backoff::new(EXHAUSTED_FIRST, EXHAUSTED_MOST);
     let mut failures_in_a_row = 0u32;
+    let mut told: Option<Instant> = None;
     let mut drain = pin!(draining.requested());
     loop {
         let accepted = match select(pin!(listener.accept()), &mut drain).await {
@@ -137,7 +142,8 @@ pub async fn accept_loop<L: Accept>(
             AcceptError::Listener => return Err(error),
             AcceptError::Connection | AcceptError::Exhausted => exhausted.next(Backoff::WHOLE),
         };
-        if exhausted.failures() == 1 {
+        if told.is_none_or(|told| told.elapsed() >= TOLD) {
+            told = Some(Instant::now());
             tracing::warn!(%error, "accepting pauses");
         }
         failures_in_a_row = 0;
