@@ -7,8 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::World;
+use super::{START, World};
 use crate::envoy;
+use crate::expect::eventually_true;
 use crate::manifests;
 use crate::mint::Mint;
 use crate::network::{CONTROLLER_NAME, node_address};
@@ -110,6 +111,36 @@ impl World {
         self.servers.lock().push(pod.serve_secrets(&credentials));
         let token = self.token(namespace, service_account, pod_name, *node)?;
         let bootstrap = envoy::bootstrap(pod, &self.state().join("root-cert.pem"), &token);
+        self.run_envoy(name, pod, &bootstrap)
+    }
+
+    /// Starts an Envoy in `pod` that takes tunnels for its applications and makes tunnels to those of
+    /// `far`: see [`envoy::tunnels`]. Its program is `envoy-NAMESPACE-POD`.
+    ///
+    /// # Errors
+    ///
+    /// No Envoy, or no certificate for it.
+    pub fn start_envoy_tunnels(&self, pod: &Pod, far: &Pod, ports: &[u16]) -> Result<()> {
+        let credentials = Mint::of(&self.state())?.issue(&pod.identity())?;
+        let (_root, chain) = credentials.chain.split_last().context("a chain")?;
+        let name = format!("envoy-{}", pod.plan.netns());
+        let files = envoy::tunnels::Files {
+            chain: self.run.folder().join(format!("{name}-chain.pem")),
+            key: self.run.folder().join(format!("{name}-key.pem")),
+            root: self.state().join("root-cert.pem"),
+        };
+        fs::write(&files.chain, chain.concat())?;
+        fs::write(&files.key, &credentials.key)?;
+        let bootstrap = envoy::tunnels::bootstrap(&files, far.ipv4(), ports);
+        self.run_envoy(&name, pod, &bootstrap)?;
+        eventually_true(START, "Envoy is ready", || {
+            self.admin(&name, "/ready")
+                .is_ok_and(|answer| answer.status.is_success())
+        });
+        Ok(())
+    }
+
+    fn run_envoy(&self, name: &str, pod: &Pod, bootstrap: &serde_json::Value) -> Result<()> {
         let file = self.run.folder().join(format!("{name}.json"));
         fs::write(&file, bootstrap.to_string())?;
         let arguments = ["-c", &file.display().to_string(), "--concurrency", "1"];
