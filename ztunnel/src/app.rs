@@ -19,7 +19,7 @@ use ambit_net::netns::Netns;
 use ambit_observe::access::AccessLog;
 use ambit_observe::logging::{LogFormat, Logging};
 use ambit_observe::metrics::Registry;
-use ambit_observe::server::{Answer, Call, Routes};
+use ambit_observe::server::{Answer, Routes};
 use ambit_observe::version::Version;
 use ambit_observe::{admin, process, server};
 use ambit_proto::discovery::Node;
@@ -314,36 +314,9 @@ impl Local<'_> {
         let shared = Arc::clone(self.shared);
         let about = "?src=ns/pod&dst=ns/name&port=N: what would happen to a connection, and why";
         routes.get("/debug/explain", about, move |call| {
-            explained(&shared, call)
+            explain::answer(&shared, call)
         });
         routes
-    }
-}
-
-fn explained(shared: &Shared, call: &Call) -> Answer {
-    let bad = |text: String| Answer::text(http::StatusCode::BAD_REQUEST, format!("{text}\n"));
-    let (Some(source), Some(destination)) = (call.param("src"), call.param("dst")) else {
-        return bad("src and dst are needed".to_owned());
-    };
-    let port = match call
-        .param("port")
-        .filter(|text| !text.is_empty())
-        .map(str::parse)
-    {
-        None => None,
-        Some(Ok(port)) => Some(port),
-        Some(Err(error)) => return bad(format!("port: {error}")),
-    };
-    let network = &shared.settings.network;
-    let answer = shared
-        .store
-        .read(|view| explain::explain(view, network, source, destination, port));
-    match answer {
-        Ok(answer) => Answer::json(&answer),
-        Err(problem @ explain::Unanswerable::Unknown(..)) => {
-            Answer::text(http::StatusCode::NOT_FOUND, format!("{problem}\n"))
-        }
-        Err(problem) => bad(problem.to_string()),
     }
 }
 

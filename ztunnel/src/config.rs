@@ -267,6 +267,12 @@ pub struct Settings {
     pub log_filter: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Which connections get a record in the access log; all when there is none.
+    pub access_log_filter: Option<Filter>,
+    /// Where records and spans are exported to; nowhere when there is none.
+    pub otlp: Option<ambit_otlp::Settings>,
+    /// What policies decide is logged at level info rather than debug.
+    pub policy_info_logging: bool,
     /// Bounds of the label sets of metrics.
     pub metrics: Limits,
     /// Version label of the `istio_build` metric.

@@ -1,26 +1,92 @@
 //! What would happen to a connection, and why: `/debug/explain?src=&dst=&port=`.
 //!
-//! Asks the same functions as a connection does, on the current view, and opens nothing.
+//! Asks the same functions as a connection does, [`route::outbound`] at the client's end and [`admit::admit_told`] at the other,
+//! on the current view, and opens nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use ambit_model::authorize::{self, Attributes};
+use ambit_model::admit::{self, Arrival, Inbound};
+use ambit_model::authorize;
 use ambit_model::route::{self, Outbound, Route, Tunnel};
 use ambit_model::service::Service;
 use ambit_model::view::View;
 use ambit_model::workload::{Protocol, Workload};
+use ambit_observe::server::{Answer, Call};
+use http::StatusCode;
 use serde_json::{Value, json};
+
+use crate::worker::Shared;
+
+/// The parameters of a question.
+const PARAMETERS: [&str; 3] = ["src", "dst", "port"];
+
+/// Stands for the port of a client, which decides nothing.
+const ANY_PORT: u16 = 0;
 
 /// A question that cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswerable {
     /// A parameter is missing or cannot be read.
     #[error("{0}: {1}")]
-    Parameter(&'static str, String),
+    Parameter(String, String),
     /// Nothing of that name is known here.
     #[error("{0} `{1}` is not known to this proxy")]
     Unknown(&'static str, String),
+}
+
+/// Answers a question: 200 with the explanation, 400 for a question that makes no sense, 404 for names that are not known.
+pub fn answer(shared: &Shared, call: &Call) -> Answer {
+    let network = &shared.settings.network;
+    let explained = question(call).and_then(|(source, destination, port)| {
+        let ask = |view: &View| explain(view, network, source, destination, port);
+        shared.store.read(ask)
+    });
+    match explained {
+        Ok(answer) => Answer::json(&answer),
+        Err(problem) => {
+            let status = match problem {
+                Unanswerable::Parameter(..) => StatusCode::BAD_REQUEST,
+                Unanswerable::Unknown(..) => StatusCode::NOT_FOUND,
+            };
+            Answer::text(status, format!("{problem}\n"))
+        }
+    }
+}
+
+/// Source, destination and port of a query.
+fn question(call: &Call) -> Result<(&str, &str, Option<u16>), Unanswerable> {
+    for (name, _) in &call.query {
+        let known = PARAMETERS.into_iter().find(|known| known == name);
+        let wrong = match known {
+            None => Some("not a parameter; there are src, dst and port"),
+            Some(_) if call.query.iter().filter(|(other, _)| other == name).count() > 1 => {
+                Some("given twice")
+            }
+            Some(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(Unanswerable::Parameter(name.clone(), wrong.to_owned()));
+        }
+    }
+    let named = |name: &str| {
+        let given = call.param(name).filter(|text| !text.is_empty());
+        let missing = || Unanswerable::Parameter(name.to_owned(), "missing".to_owned());
+        given.ok_or_else(missing)
+    };
+    let port = match call.param("port").filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => {
+            let port = text.parse().ok().filter(|port| *port != 0);
+            let wrong = || parameter("port", format!("`{text}` is not a number from 1 to 65535"));
+            Some(port.ok_or_else(wrong)?)
+        }
+    };
+    Ok((named("src")?, named("dst")?, port))
+}
+
+fn parameter(name: &str, wrong: impl Into<String>) -> Unanswerable {
+    Unanswerable::Parameter(name.to_owned(), wrong.into())
 }
 
 /// What `src` or `dst` names.
@@ -44,8 +110,16 @@ pub fn explain(
     destination: &str,
     port: Option<u16>,
 ) -> Result<Value, Unanswerable> {
-    let Some(Named::Workload(client)) = find(view, network, source) else {
-        return Err(Unanswerable::Unknown("source", source.to_owned()));
+    let client = match find(view, network, source) {
+        Some(Named::Workload(client)) => Client::Known(client),
+        Some(Named::Address(address)) => Client::Outside(address),
+        Some(Named::Service(_)) => {
+            return Err(parameter(
+                "src",
+                format!("`{source}` is a service; connections come from workloads"),
+            ));
+        }
+        None => return Err(Unanswerable::Unknown("source", source.to_owned())),
     };
     let target = find(view, network, destination)
         .ok_or_else(|| Unanswerable::Unknown("destination", destination.to_owned()))?;
@@ -61,11 +135,25 @@ pub fn explain(
             (vip.ok_or_else(|| no_address(destination))?, port.or(first))
         }
     };
-    let port = port.ok_or(Unanswerable::Parameter(
-        "port",
-        "needed for this destination".into(),
-    ))?;
+    let port = port.ok_or_else(|| parameter("port", "needed for this destination"))?;
     let wanted = SocketAddr::new(address, port);
+    match client {
+        Client::Known(client) => Ok(from_workload(view, network, client, wanted)),
+        Client::Outside(client) => {
+            from_outside(view, network, client, wanted).ok_or_else(|| outside(source, destination))
+        }
+    }
+}
+
+/// Where a connection comes from.
+enum Client<'v> {
+    Known(&'v Arc<Workload>),
+    /// From an address that no workload has, so from outside the mesh.
+    Outside(IpAddr),
+}
+
+/// A connection that the mesh routes.
+fn from_workload(view: &View, network: &str, client: &Workload, wanted: SocketAddr) -> Value {
     let outbound = Outbound {
         source: client,
         destination: wanted,
@@ -74,16 +162,44 @@ pub fn explain(
     };
     // Any draw is as good as another; the answer says which endpoint it fell on.
     let decided = route::outbound(view, &outbound, &mut || fastrand::u64(..));
-    Ok(json!({
+    let admission = decided
+        .as_ref()
+        .ok()
+        .and_then(|route| admission(view, client, route));
+    json!({
         "source": crate::dump::workload(client),
         "destination": wanted.to_string(),
         "route": route_shown(&decided),
-        "admission": decided.as_ref().ok().and_then(|route| admission(view, client, route)),
+        "admission": admission,
+    })
+}
+
+/// A connection in plaintext that only its far end sees.
+fn from_outside(view: &View, network: &str, client: IpAddr, wanted: SocketAddr) -> Option<Value> {
+    let upstream = view.workload_at(network, wanted.ip())?;
+    let arrival = Inbound {
+        local: &upstream.uid,
+        connection: wanted,
+        peer_address: SocketAddr::new(client, ANY_PORT),
+        arrival: Arrival::Plaintext,
+    };
+    Some(json!({
+        "source": { "address": client.to_string() },
+        "destination": wanted.to_string(),
+        "route": { "kind": "outside" },
+        "admission": admitted(view, upstream, &arrival),
     }))
 }
 
+fn outside(source: &str, destination: &str) -> Unanswerable {
+    let wrong = format!(
+        "`{source}` is no workload, and what it reaches at `{destination}` is not decided by the mesh; name the workload it reaches"
+    );
+    Unanswerable::Parameter("dst".to_owned(), wrong)
+}
+
 fn no_address(name: &str) -> Unanswerable {
-    Unanswerable::Parameter("dst", format!("`{name}` has no address"))
+    parameter("dst", format!("`{name}` has no address"))
 }
 
 fn find<'v>(view: &'v View, network: &str, name: &str) -> Option<Named<'v>> {
@@ -161,27 +277,60 @@ fn route_shown(decided: &Result<Route, ambit_model::reason::Reason>) -> Value {
     }
 }
 
-/// What the policies at the other end say. Through a waypoint that is what they say to the waypoint:
-/// what it lets pass is its own affair.
+/// What the other end would say. Through a waypoint that is what it says to the connection to it: what it lets pass is its own
+/// affair, and so is what lies behind the gateway of another network.
 fn admission(view: &View, client: &Workload, route: &Route) -> Option<Value> {
-    let (upstream, target, tunnel) = match route {
-        Route::Plain { to, upstream, .. } => (upstream.as_ref()?, *to, false),
-        Route::Tunnel(way) if way.via_waypoint => (&way.upstream, way.next_hop, true),
-        Route::Tunnel(way) => (&way.upstream, way.authority.socket()?, true),
+    let peer_address = |to: SocketAddr| {
+        let address = client.addresses.first().copied().unwrap_or(to.ip());
+        SocketAddr::new(address, ANY_PORT)
     };
-    let attributes = Attributes {
-        peer: tunnel.then_some(&client.identity),
-        source: client.addresses.first().copied().unwrap_or(target.ip()),
-        destination: target,
+    match route {
+        Route::Plain { to, upstream, .. } => {
+            let upstream = upstream.as_ref()?;
+            let arrival = Inbound {
+                local: &upstream.uid,
+                connection: *to,
+                peer_address: peer_address(*to),
+                arrival: Arrival::Plaintext,
+            };
+            Some(admitted(view, upstream, &arrival))
+        }
+        Route::Tunnel(way) if way.beyond.is_some() => None,
+        Route::Tunnel(way) => {
+            let arrival = Inbound {
+                local: &way.upstream.uid,
+                connection: way.next_hop,
+                peer_address: peer_address(way.next_hop),
+                arrival: Arrival::Tunnel {
+                    authority: &way.authority,
+                    peer: &client.identity,
+                },
+            };
+            Some(admitted(view, &way.upstream, &arrival))
+        }
+    }
+}
+
+/// Asks whether the connection may come in, and what the policies were asked for it, if it came to that.
+fn admitted(view: &View, upstream: &Workload, arrival: &Inbound<'_>) -> Value {
+    let mut decision = None;
+    let outcome = admit::admit_told(view, arrival, |asked| {
+        decision = Some(authorize::explain(asked.rules, asked.attributes));
+    });
+    let (application, refusal) = match outcome {
+        Ok(admitted) => (Some(admitted.upstream().to_string()), None),
+        Err(refusal) => (None, Some(refusal.to_string())),
     };
-    let explanation = authorize::explain(&view.policies_for(upstream), &attributes);
-    Some(json!({
+    json!({
         "workload": upstream.uid,
-        "mutualTls": tunnel,
+        "mutualTls": matches!(arrival.arrival, Arrival::Tunnel { .. }),
         // Policies are enforced where a proxy takes the connection in.
         "enforced": upstream.protocol == Protocol::Hbone,
-        "decision": explanation,
-    }))
+        "admitted": refusal.is_none(),
+        "application": application,
+        "refusal": refusal,
+        "decision": decision,
+    })
 }
 
 #[cfg(test)]

@@ -280,7 +280,7 @@ fn decide(
         },
     };
     shared.store.read(|view| {
-        let decided = admit::admit(view, &inbound);
+        let decided = admit::admit_told(view, &inbound, |asked| pod.tell(asked));
         let source = view.workload_at(&shared.settings.network, ends.peer.ip());
         // An address that is also somebody else's says nothing about this peer.
         record.source.workload = source

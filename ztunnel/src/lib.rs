@@ -22,4 +22,5 @@ pub mod record;
 pub mod revocation;
 pub mod store;
 pub mod unkept;
+pub mod verdict;
 pub mod worker;

@@ -18,6 +18,8 @@ use ambit_observe::access::AccessLog;
 use ambit_observe::metrics::{Descriptor, Family, Handle, Kind, Registry};
 use ambit_observe::traffic::{Reporter, Tcp};
 
+use crate::verdict::{Tried, Tries};
+
 ambit_observe::series! {
     /// Sockets, by the side that has them.
     pub struct Sockets {
@@ -61,6 +63,8 @@ pub struct Metrics {
     pub pods: Handle<Pods>,
     /// DNS.
     pub dns: crate::dns::metrics::Families,
+    /// Dry-run policies.
+    pub tries: Family<Tries>,
 }
 
 impl Metrics {
@@ -86,6 +90,7 @@ impl Metrics {
             revocations: registry.family(),
             pods: registry.single(),
             dns: crate::dns::metrics::Families::new(registry),
+            tries: Tried::register(registry),
         }
     }
 }
@@ -153,6 +158,8 @@ pub struct Telemetry {
     pub outbound_sockets: Handle<Sockets>,
     /// Open sockets of inbound connections.
     pub inbound_sockets: Handle<Sockets>,
+    /// Dry-run policies.
+    pub tried: Tried,
     kept: RefCell<HashMap<Key, Kept>>,
 }
 
@@ -176,6 +183,7 @@ impl Telemetry {
         Self {
             outbound_sockets: sockets(Reporter::Source),
             inbound_sockets: sockets(Reporter::Destination),
+            tried: Tried::new(metrics.tries.clone()),
             metrics,
             access,
             kept: RefCell::default(),
@@ -222,6 +230,7 @@ impl Telemetry {
         self.kept
             .borrow_mut()
             .retain(|_, entry| std::mem::take(&mut entry.used));
+        self.tried.sweep();
     }
 }
 

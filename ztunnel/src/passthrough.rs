@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ambit_model::admit::{self, Admitted, Arrival, Inbound};
+use ambit_model::admit::{self, Admitted, Arrival, Asked, Inbound};
 use ambit_model::reason::Reason;
 use ambit_model::workload::Workload;
 use ambit_net::original_dst::{canonical, original_destination};
@@ -96,6 +96,7 @@ fn decide(
             .cloned();
         record.destination.workload = Some(Arc::clone(local));
         record.service = service(view, local, None, destination.port());
-        admit::admit(view, &inbound).map_err(Outcome::from)
+        let told = |asked: &Asked<'_, '_>| pod.tell(asked);
+        admit::admit_told(view, &inbound, told).map_err(Outcome::from)
     })
 }

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ambit_model::admit::Asked;
 use ambit_model::reason::Reason;
 use ambit_model::view::{LocalPod, View};
 use ambit_model::workload::{Health, Workload, WorkloadType};
@@ -39,7 +40,7 @@ use crate::inpod::reconcile::PodInfo;
 use crate::live::{Decided, Guard};
 use crate::record::Outcome;
 use crate::worker::Worker;
-use crate::{inbound, outbound, passthrough};
+use crate::{inbound, outbound, passthrough, verdict};
 
 /// How long a connection waits for its own workload or certificate to become known: as long as
 /// Istio's node proxy. A pod's first connection often comes before the control plane has seen it.
@@ -438,6 +439,12 @@ impl ServedPod {
             self.worker.live.end(&self.uid, Reason::Drained);
         }
         guard
+    }
+
+    /// Tells what the policies were asked about a connection of this pod, and what they said.
+    pub fn tell(&self, asked: &Asked<'_, '_>) {
+        let info = self.worker.shared.settings.policy_info_logging;
+        verdict::tell(&self.worker.telemetry.tried, info, asked);
     }
 
     /// What `workload`, the pod's record, says of itself on tunnels.

@@ -26,8 +26,8 @@ use fields::{Fields, Part};
 pub(crate) use fields::{ip_block, port_number};
 use understood::Understood;
 
-/// Annotation that makes a policy log only.
-pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
+/// Annotation that makes a policy log and count only.
+const DRY_RUN: &str = "istio.io/dry-run";
 
 /// All policies for node proxies.
 #[derive(Debug, Default)]
@@ -49,6 +49,9 @@ impl Policies {
                 kind: Kind::AuthorizationPolicy,
                 name: name.clone(),
             };
+            if let Err(message) = dry_run(policy) {
+                findings.error(&key, "metadata.annotations[istio.io/dry-run]", message);
+            }
             // Attached ones are the waypoint's alone.
             if is_attached(&policy.spec) {
                 continue;
@@ -62,11 +65,6 @@ impl Policies {
                     continue;
                 }
             };
-            if annotation(&policy.metadata, DRY_RUN) == Some("true") {
-                let message = "dry run: the policy is not sent to node proxies";
-                findings.warning(&key, "metadata.annotations[istio.io/dry-run]", message);
-                continue;
-            }
             let selector = policy.spec.selector.clone().filter(|selector| {
                 selector
                     .match_labels
@@ -93,6 +91,7 @@ impl Policies {
                     scope: scope.into(),
                     action: action.into(),
                     rules,
+                    dry_run: is_dry_run(policy),
                     ..Authorization::default()
                 },
             });
@@ -122,6 +121,26 @@ impl Policies {
             .map(|entry| entry.name.to_string())
             .collect()
     }
+}
+
+/// Whether a policy decides nothing and is only logged and counted.
+///
+/// # Errors
+///
+/// The annotation is no boolean as Go reads one: the policy is then enforced.
+fn dry_run(policy: &AuthorizationPolicy) -> Result<bool, String> {
+    match annotation(&policy.metadata, DRY_RUN) {
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+        None | Some("" | "0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+        Some(other) => Err(format!(
+            "`{other}` is neither true nor false; the policy is enforced"
+        )),
+    }
+}
+
+/// The same, for where it was said already that the annotation makes no sense.
+pub(crate) fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
+    dry_run(policy).unwrap_or(false)
 }
 
 /// Whether a policy is for waypoints. An empty list says as little as none.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ambit_wire::{Authority, proxy_v2};
 
-use crate::authorize::{self, Attributes, Verdict};
+use crate::authorize::{self, Attributes, Rules, Verdict};
 use crate::identity::Identity;
 use crate::policy::PolicyKey;
 use crate::reason::Reason;
@@ -150,6 +150,30 @@ impl std::error::Error for Refusal {}
 ///
 /// The reason for which it has to be refused: see the module for the order.
 pub fn admit(view: &View, inbound: &Inbound<'_>) -> Result<Admitted, Refusal> {
+    admit_told(view, inbound, |_| {})
+}
+
+/// The question that was put to the policies, and what they said.
+#[derive(Debug)]
+pub struct Asked<'a, 'v> {
+    /// The policies that apply.
+    pub rules: &'a Rules<'v>,
+    /// What they looked at.
+    pub attributes: &'a Attributes<'a>,
+    /// What they said.
+    pub verdict: Verdict<'v>,
+}
+
+/// Decides as [`admit`], and tells `told` what the policies were asked and said, if they were asked.
+///
+/// # Errors
+///
+/// Those of [`admit`].
+pub fn admit_told(
+    view: &View,
+    inbound: &Inbound<'_>,
+    told: impl FnOnce(&Asked<'_, '_>),
+) -> Result<Admitted, Refusal> {
     let local = view
         .workload(inbound.local)
         .ok_or(Reason::UnknownDestination)?;
@@ -174,7 +198,7 @@ pub fn admit(view: &View, inbound: &Inbound<'_>) -> Result<Admitted, Refusal> {
         decided_by: None,
         header: header(view, local, inbound, service.map(|service| &**service)),
     };
-    admitted.decided_by = permitted(view, local, &admitted.attributes())?.cloned();
+    admitted.decided_by = permitted(view, local, &admitted.attributes(), told)?.cloned();
     Ok(admitted)
 }
 
@@ -189,7 +213,7 @@ pub fn still_admitted(view: &View, admitted: &Admitted) -> Result<(), Refusal> {
     let local = view
         .workload(&admitted.local.uid)
         .unwrap_or(&admitted.local);
-    match permitted(view, local, &admitted.attributes()) {
+    match permitted(view, local, &admitted.attributes(), |_| {}) {
         Ok(_) => Ok(()),
         Err(refusal) if refusal.reason == Reason::PolicyUnresolved => Err(refusal),
         Err(refusal) => Err(Refusal {
@@ -203,8 +227,16 @@ fn permitted<'v>(
     view: &'v View,
     local: &'v Workload,
     attributes: &Attributes<'_>,
+    told: impl FnOnce(&Asked<'_, '_>),
 ) -> Result<Option<&'v PolicyKey>, Refusal> {
-    match authorize::authorize(&view.policies_for(local), attributes) {
+    let rules = view.policies_for(local);
+    let verdict = authorize::authorize(&rules, attributes);
+    told(&Asked {
+        rules: &rules,
+        attributes,
+        verdict,
+    });
+    match verdict {
         Verdict::Allow { by } => Ok(by),
         Verdict::Deny { reason, by } => Err(Refusal {
             reason,

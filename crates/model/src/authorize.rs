@@ -4,6 +4,7 @@
 //! policies it is permitted; an ALLOW policy that matches permits; else it is refused. Dry-run policies take no part; what they would
 //! change is told by [`rehearse`].
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::compile::Compiled;
 use crate::identity::Identity;
-use crate::policy::{Action, PolicyKey, Scope};
+use crate::policy::{Action, Policy, PolicyKey, Scope};
 use crate::reason::Reason;
 
 /// What rules may look at.
@@ -51,9 +52,11 @@ impl<'v> Rules<'v> {
         self.unresolved
     }
 
-    fn enforced(&self, action: Action) -> impl Iterator<Item = &'v Compiled> {
+    /// Is any DENY policy among those that count.
+    fn deny(&self, counts: impl Fn(&Policy) -> bool) -> bool {
         self.policies()
-            .filter(move |policy| policy.policy().action == action && !policy.policy().dry_run)
+            .map(Compiled::policy)
+            .any(|policy| policy.action == Action::Deny && counts(policy))
     }
 }
 
@@ -74,11 +77,29 @@ pub enum Verdict<'v> {
     },
 }
 
-impl Verdict<'_> {
+impl<'v> Verdict<'v> {
     /// Is it permitted.
     #[must_use]
     pub fn allowed(&self) -> bool {
         matches!(self, Self::Allow { .. })
+    }
+
+    /// The policy that decided, if one did.
+    #[must_use]
+    pub fn by(&self) -> Option<&'v PolicyKey> {
+        match *self {
+            Self::Allow { by } | Self::Deny { by, .. } => by,
+        }
+    }
+}
+
+impl fmt::Display for Verdict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Allow { by: Some(key) } => write!(f, "allowed by: {key}"),
+            Self::Allow { by: None } => f.write_str("no policy denies, none allows"),
+            Self::Deny { reason, by } => f.write_str(&denial(reason, by)),
+        }
     }
 }
 
@@ -88,15 +109,40 @@ pub fn authorize<'v>(rules: &Rules<'v>, attributes: &Attributes<'_>) -> Verdict<
     evaluate(rules, attributes, |policy| !policy.policy().dry_run)
 }
 
-/// What the verdict would be if the dry-run policies were enforced too. `None` when there are none or they change nothing.
+/// What the dry-run policies of a workload say to a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rehearsal<'v> {
+    /// The verdict that holds.
+    pub enforced: Verdict<'v>,
+    /// The verdict if the dry-run policies were enforced too.
+    pub rehearsed: Verdict<'v>,
+    /// Each dry-run policy that applies, and whether it matches. Two cover nearly every workload without an allocation.
+    pub policies: SmallVec<[(&'v Policy, bool); 2]>,
+}
+
+impl Rehearsal<'_> {
+    /// Would it make a difference to this connection if they were enforced.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        self.enforced.allowed() != self.rehearsed.allowed()
+    }
+}
+
+/// Asks the dry-run policies. `None` when there are none, and while a listed policy is not known: then nothing can be said yet.
 #[must_use]
-pub fn rehearse<'v>(rules: &Rules<'v>, attributes: &Attributes<'_>) -> Option<Verdict<'v>> {
-    if !rules.policies().any(|policy| policy.policy().dry_run) {
+pub fn rehearse<'v>(rules: &Rules<'v>, attributes: &Attributes<'_>) -> Option<Rehearsal<'v>> {
+    let tried = rules.policies().filter(|policy| policy.policy().dry_run);
+    let policies: SmallVec<_> = tried
+        .map(|policy| (policy.policy(), policy.first_match(attributes).is_some()))
+        .collect();
+    if policies.is_empty() || rules.unresolved.is_some() {
         return None;
     }
-    let rehearsed = evaluate(rules, attributes, |_| true);
-    let enforced = authorize(rules, attributes);
-    (rehearsed.allowed() != enforced.allowed()).then_some(rehearsed)
+    Some(Rehearsal {
+        enforced: authorize(rules, attributes),
+        rehearsed: evaluate(rules, attributes, |_| true),
+        policies,
+    })
 }
 
 fn evaluate<'v>(
@@ -152,6 +198,20 @@ pub struct Explanation {
     pub policies: Vec<Considered>,
     /// The listed name that is not known.
     pub unresolved: Option<PolicyKey>,
+    /// What it would be if the dry-run policies among them were enforced; `None` without such policies.
+    pub rehearsed: Option<Rehearsed>,
+}
+
+/// What a verdict would be if the dry-run policies were enforced, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rehearsed {
+    /// Would it be permitted.
+    pub allowed: bool,
+    /// Why, in words.
+    pub reason: String,
+    /// The policy that would decide.
+    pub decided_by: Option<PolicyKey>,
 }
 
 /// One policy and what it says to a connection.
@@ -191,20 +251,26 @@ pub fn explain(rules: &Rules<'_>, attributes: &Attributes<'_>) -> Explanation {
         }
     });
     let verdict = authorize(rules, attributes);
-    let (reason, decided_by) = match verdict {
-        Verdict::Allow { by: Some(key) } => (format!("allowed by: {key}"), Some(key)),
-        Verdict::Allow { by: None } if rules.enforced(Action::Deny).next().is_none() => {
-            ("no policy applies".to_owned(), None)
-        }
-        Verdict::Allow { by: None } => ("no policy denies, none allows".to_owned(), None),
-        Verdict::Deny { reason, by } => (denial(reason, by), by),
-    };
+    let rehearsed = rehearse(rules, attributes).map(|rehearsal| Rehearsed {
+        allowed: rehearsal.rehearsed.allowed(),
+        reason: words(&rehearsal.rehearsed, rules.deny(|_| true)),
+        decided_by: rehearsal.rehearsed.by().cloned(),
+    });
     Explanation {
         allowed: verdict.allowed(),
-        reason,
-        decided_by: decided_by.cloned(),
+        reason: words(&verdict, rules.deny(|policy| !policy.dry_run)),
+        decided_by: verdict.by().cloned(),
         policies: policies.collect(),
         unresolved: rules.unresolved.cloned(),
+        rehearsed,
+    }
+}
+
+/// Why, in words; `denied` says whether any of the policies that count could have denied.
+fn words(verdict: &Verdict<'_>, denied: bool) -> String {
+    match verdict {
+        Verdict::Allow { by: None } if !denied => "no policy applies".to_owned(),
+        other => other.to_string(),
     }
 }
 

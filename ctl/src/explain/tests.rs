@@ -108,7 +108,9 @@ fn a_connection_is_explained_with_the_policies_that_decide() {
             "expected": ["spiffe://cluster.local/ns/shop/sa/waypoint"], "workload": "c//Pod/shop/waypoint",
             "service": {"namespace": "shop", "hostname": "cart.shop.svc.cluster.local"}},
         "admission": {"enforced": true, "mutualTls": true, "decision": {"allowed": false,
-            "reason": "denied by: shop/deny", "policies": [
+            "reason": "denied by: shop/deny",
+            "rehearsed": {"allowed": true, "reason": "allowed by: shop/try", "decidedBy": "shop/try"},
+            "policies": [
                 {"policy": "shop/deny", "action": "Deny", "scope": "Namespace", "matchedRule": 0,
                  "dryRun": false, "problems": []},
                 {"policy": "shop/try", "action": "Allow", "scope": "Global", "matchedRule": null,
@@ -130,6 +132,7 @@ fn a_connection_is_explained_with_the_policies_that_decide() {
         "route          over HBONE through the waypoint at 10.0.0.9:15008, CONNECT 10.96.0.1:80",
         "must prove     spiffe://cluster.local/ns/shop/sa/waypoint",
         "decision       refused: denied by: shop/deny",
+        "dry run        would be allowed: allowed by: shop/try",
         "shop/deny   Deny     Namespace   rule 1",
         "shop/try    Allow    Global      no        dry run, 1 values not understood",
     ] {

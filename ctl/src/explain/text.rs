@@ -224,6 +224,7 @@ fn decision(lines: &mut Lines, admission: Option<&Value>) {
         "refused"
     };
     lines.line("decision", &format!("{verdict}: {reason}"));
+    rehearsed(lines, admission);
     if !flag("/enforced") {
         lines.line("", "not enforced: no proxy takes the connection in");
     }
@@ -274,5 +275,16 @@ fn decision(lines: &mut Lines, admission: Option<&Value>) {
     }
     for line in table.to_string().lines() {
         let _ = writeln!(lines.0, "  {line}");
+    }
+}
+
+/// What the decision would be if dry-run policies were enforced, where there are any.
+fn rehearsed(lines: &mut Lines, admission: &Value) {
+    let allowed = admission.pointer("/decision/rehearsed/allowed");
+    if let Some(allowed) = allowed.and_then(Value::as_bool) {
+        let verdict = if allowed { "allowed" } else { "refused" };
+        let reason = admission.pointer("/decision/rehearsed/reason");
+        let reason = reason.and_then(Value::as_str).unwrap_or_default();
+        lines.line("dry run", &format!("would be {verdict}: {reason}"));
     }
 }

@@ -20,9 +20,9 @@ use super::listener::filter;
 use super::pack::{RBAC_FILTER, any};
 use super::served::{Served, Service};
 use crate::cluster::waypoint::WAYPOINT_CLASS;
-use crate::cluster::{Binding, Cluster, annotation};
+use crate::cluster::{Binding, Cluster};
 use crate::finding::Findings;
-use crate::translate::policy::{DRY_RUN, Target, is_attached, is_foreign, targets, understood};
+use crate::translate::policy::{Target, is_attached, is_dry_run, is_foreign, targets, understood};
 
 mod matching;
 
@@ -228,10 +228,6 @@ fn dry_run_prefix(action: rbac::Action) -> String {
         "deny"
     };
     format!("istio_dry_run_{name}_")
-}
-
-fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
-    annotation(&policy.metadata, DRY_RUN) == Some("true")
 }
 
 fn wire_action(policy: &AuthorizationPolicy) -> rbac::Action {

@@ -241,6 +241,25 @@ fn what_cannot_be_enforced_is_not_sent_and_is_told() {
 }
 
 #[test]
+fn a_dry_run_is_sent_as_one_and_a_word_that_is_no_boolean_makes_none() {
+    for (annotation, dry_run, told) in [
+        ("''", false, 0),
+        ("'true'", true, 0),
+        ("'T'", true, 0),
+        ("'1'", true, 0),
+        ("'false'", false, 0),
+        ("'yes'", false, 1),
+    ] {
+        let resources = resources(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop, annotations: {{istio.io/dry-run: {annotation}}}}}\nspec: {{action: DENY, rules: [{{}}]}}\n"
+        ));
+        let sent = &resources.authorizations["shop/p"];
+        assert_eq!(sent.dry_run, dry_run, "{annotation}");
+        assert_eq!(resources.findings.len(), told, "{annotation}");
+    }
+}
+
+#[test]
 fn an_empty_list_of_targets_leaves_a_policy_with_the_node_proxies() {
     let (policy, told) = shop("{targetRefs: [], action: DENY, rules: [{}]}");
     assert_eq!(rules(&policy.unwrap()), [""]);

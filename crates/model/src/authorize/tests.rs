@@ -157,13 +157,47 @@ fn lets_a_dry_run_decide_nothing_and_tells_what_it_would_do() {
         source: ip("10.0.0.1"),
         destination: socket("10.0.0.2:8080"),
     };
-    for (policy, reason) in [(deny, Reason::PolicyDenied), (allow, Reason::NotAllowed)] {
+    for (policy, reason, matches) in [
+        (deny, Reason::PolicyDenied, true),
+        (allow, Reason::NotAllowed, false),
+    ] {
+        let key = policy.key.clone();
         let view = view([Change::UpsertPolicy(policy)]);
-        let rehearsed = rehearse(&view.policies_for(&cart), &attributes);
-        assert!(matches!(rehearsed, Some(Verdict::Deny { reason: r, .. }) if r == reason));
+        let rules = view.policies_for(&cart);
+        let rehearsal = rehearse(&rules, &attributes).unwrap();
+        assert!(rehearsal.differs());
+        assert_eq!(rehearsal.enforced, Verdict::Allow { by: None });
+        assert!(matches!(rehearsal.rehearsed, Verdict::Deny { reason: r, .. } if r == reason));
+        let asked: Vec<_> = rehearsal
+            .policies
+            .iter()
+            .map(|(policy, matched)| (&policy.key, *matched))
+            .collect();
+        assert_eq!(asked, [(&key, matches)]);
+        let explained = explain(&rules, &attributes);
+        assert!(explained.allowed && !explained.rehearsed.unwrap().allowed);
     }
     let view = view([]);
     assert_eq!(rehearse(&view.policies_for(&cart), &attributes), None);
+}
+
+#[test]
+fn tells_of_a_dry_run_that_would_change_nothing() {
+    let mut tried = policy("shop/tried", Scope::Namespace, Action::Deny, from("web"));
+    tried.dry_run = true;
+    let deny = policy("shop/deny", Scope::Namespace, Action::Deny, from("web"));
+    let cart = pod("shop", "cart", "10.0.0.2");
+    let web = identity("shop", "web");
+    let attributes = Attributes {
+        peer: Some(&web),
+        source: ip("10.0.0.1"),
+        destination: socket("10.0.0.2:8080"),
+    };
+    let view = view([Change::UpsertPolicy(tried), Change::UpsertPolicy(deny)]);
+    let rehearsal = rehearse(&view.policies_for(&cart), &attributes).unwrap();
+    assert!(!rehearsal.differs());
+    assert_eq!(rehearsal.policies.len(), 1);
+    assert!(rehearsal.policies[0].1);
 }
 
 #[test]
