@@ -499,6 +499,28 @@ fn a_reset_by_an_application_is_recorded_and_is_no_failure_of_the_mesh() {
 }
 
 #[test]
+fn byte_counters_move_while_a_connection_is_open() {
+    let world = POLICED.alone();
+    let every = Duration::from_millis(50);
+    let _app = world.pod("mesh/server").serve_ticks(9521, every);
+    let sent = |program, reporter| {
+        let labels = [("reporter", reporter), ("source_workload", "third")];
+        world.metrics(program).sum(SENT, &labels)
+    };
+    let before = sent(FAR, "destination");
+    let third = world.pod("mesh/third");
+    let mut stream = third.connect("mesh/server:9521").unwrap();
+    let mut tick = || stream.read_exact(&mut [0; 4]).unwrap();
+    for more in [1.0, 20.0] {
+        world.eventually("both reporters count what was sent so far", || {
+            tick();
+            let now = [sent(FAR, "source"), sent(FAR, "destination")];
+            now.iter().all(|now| *now >= before + more)
+        });
+    }
+}
+
+#[test]
 fn the_state_of_a_proxy_can_be_read() {
     let world = MESH.with_others();
     let _app = world

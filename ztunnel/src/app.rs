@@ -124,7 +124,7 @@ impl Proxy {
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("ztunnel", &registry);
         let tunnels = tunnels(&settings);
-        let access = AccessLog::new(logging);
+        let access = AccessLog::new(logging).filtered(settings.access_log_filter.clone());
         let (revocation, lists) = Revocation::start(settings.crl_path.as_deref())?;
         let revocation = Arc::new(revocation);
         if let Some(lists) = lists {

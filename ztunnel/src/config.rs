@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ambit_observe::access::filter::Filter;
 use ambit_observe::metrics::Limits;
 use ambit_tls::KeyExchange;
 use serde::Serialize;

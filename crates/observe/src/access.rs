@@ -1,7 +1,10 @@
 //! Access records: one line for each connection, in Istio's keys.
 
+pub mod filter;
+
 use std::fmt::{self, Display, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
@@ -10,6 +13,8 @@ use time::macros::format_description;
 
 use crate::logging::{LogFormat, Logging};
 use crate::writer::LogWriter;
+
+use self::filter::Filter;
 
 /// Most characters of one value. The longest legal value is an identity of some 500; a longer one
 /// comes from a peer's mischief and would only fill the disk.
@@ -319,7 +324,7 @@ impl AccessLog {
         Self { writer, format }
     }
 
-    /// Writes `record` unless the level filter is above it.
+    /// Writes `record` unless the level filter is above it, or the filter by expression does not admit it.
     pub fn write(&self, record: &Record<'_>) {
         let wanted = match record.error {
             None => tracing::enabled!(target: "access", tracing::Level::INFO),

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ambit_observe::access::filter::Filter;
 use ambit_observe::metrics::{LEAST_IDLE, Limits};
 use serde::Deserialize;
 
@@ -487,6 +488,15 @@ impl Reader {
             other => Err(format!("`{other}` is not `pqc`")),
         })
         .unwrap_or(Compliance::None)
+    }
+
+    /// `ACCESS_LOG_FILTER`; empty as if it were not set.
+    fn access_log_filter(&mut self) -> Option<Filter> {
+        const NAME: &str = "ACCESS_LOG_FILTER";
+        self.text(NAME).filter(|text| !text.trim().is_empty())?;
+        self.with(NAME, |text| {
+            Filter::parse(text).map_err(|error| error.to_string())
+        })
     }
 
     fn log_format(&mut self) -> LogFormat {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ambit_model::identity::Identity;
 use ambit_model::reason::Reason;
 use ambit_model::workload::Workload;
+use ambit_observe::access::filter::Filter;
 use ambit_observe::access::{AccessLog, Direction};
 use ambit_observe::logging::LogFormat;
 use ambit_observe::metrics::{Format, Registry};
@@ -41,12 +42,17 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    fn with(filter: Option<Filter>) -> Self {
         let registry = Registry::default();
         let lines = Lines::default();
         let (logging, subscriber) =
             ambit_observe::logging::Logging::build(LogFormat::Json, "info", lines.clone()).unwrap();
         let subscriber = tracing::subscriber::set_default(subscriber);
-        let telemetry = Telemetry::new(Metrics::new(&registry), AccessLog::new(&logging));
+        let access = AccessLog::new(&logging).filtered(filter);
+        let telemetry = Telemetry::new(Metrics::new(&registry), access);
         Self {
             registry,
             telemetry: Rc::new(telemetry),
@@ -138,6 +144,40 @@ fn counts_bytes_from_the_client_as_received_and_mirrors_the_inbound_log() {
         );
         assert_eq!(log[0]["error"], serde_json::Value::Null);
     }
+}
+
+#[test]
+fn bytes_are_counted_while_the_connection_is_open() {
+    let world = World::new();
+    let mut record = record(&world, Direction::Outbound);
+    record.open();
+    for _ in 0..3 {
+        record.sent(5);
+        record.received(7);
+    }
+    let value = |metric| world.value(metric, "reporter=\"source\"");
+    assert_eq!(value("istio_tcp_received_bytes_total"), Some(15.0));
+    assert_eq!(value("istio_tcp_sent_bytes_total"), Some(21.0));
+    assert_eq!(value("istio_tcp_connections_closed_total"), None);
+    record.finish(&Reason::Ok.into());
+    assert_eq!(value("istio_tcp_sent_bytes_total"), Some(21.0));
+}
+
+#[test]
+fn only_what_the_filter_admits_is_written_and_all_is_counted() {
+    let failures = Filter::parse(r#"error != "" && src.workload == "web""#).unwrap();
+    let world = World::with(Some(failures));
+    for reason in [Reason::Ok, Reason::PolicyDenied, Reason::Ok] {
+        let mut record = record(&world, Direction::Inbound);
+        record.open();
+        record.finish(&reason.into());
+    }
+    let log = world.log();
+    assert_eq!(log.len(), 1, "{log:?}");
+    let error = log[0]["error"].as_str().unwrap();
+    assert_eq!(error, Reason::PolicyDenied.to_string());
+    let opened = world.value("istio_tcp_connections_opened_total", "destination");
+    assert_eq!(opened, Some(3.0));
 }
 
 #[test]

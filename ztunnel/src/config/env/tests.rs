@@ -67,6 +67,8 @@ fn refuses_wrong_values_by_name_and_reports_them_all() {
         ("CA_ROOT_CA", "/no/such/file"),
         ("AUTH_TOKEN", "/no/such/token"),
         ("LOG_FORMAT", "xml"),
+        ("ACCESS_LOG_FILTER", "status == 500"),
+        ("AUTHZ_POLICY_INFO_LOGGING", "on"),
         ("HTTP2_FRAME_SIZE", "12"),
         ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
         ("METRICS_MAX_LABEL_SETS", "0"),
