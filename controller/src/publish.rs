@@ -31,6 +31,17 @@ pub struct Entry {
     pub payload: Bytes,
     /// Other names by which it can be asked for.
     pub aliases: Vec<String>,
+    /// Of a workload: what else it comes along with.
+    pub place: Place,
+}
+
+/// Where a workload belongs, as far as one is sent because of it to a client that asked for something else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Names of the services that it is behind.
+    pub services: Vec<String>,
+    /// Its node; empty when it has none.
+    pub node: String,
 }
 
 /// Resources of one type by name.
@@ -86,12 +97,14 @@ impl Published {
                 (&before.addresses, &before.workloads, &before.authorizations)
             });
         for (name, address) in &resources.addresses {
-            let aliases = aliases(address);
+            let (aliases, place) = (aliases(address), place(address));
             if let Some(address::Type::Workload(workload)) = &address.r#type {
-                let entry = entry(old_workloads, name, workload.encode_to_vec().into(), vec![]);
+                let payload = workload.encode_to_vec().into();
+                let entry = entry(old_workloads, name, payload, vec![], Place::default());
                 workloads.insert(name.clone(), entry);
             }
-            let entry = entry(old_addresses, name, address.encode_to_vec().into(), aliases);
+            let payload = address.encode_to_vec().into();
+            let entry = entry(old_addresses, name, payload, aliases, place);
             addresses.insert(name.clone(), entry);
         }
         let authorizations = resources
@@ -101,7 +114,7 @@ impl Published {
                 let payload = policy.encode_to_vec().into();
                 (
                     name.clone(),
-                    entry(old_authorizations, name, payload, vec![]),
+                    entry(old_authorizations, name, payload, vec![], Place::default()),
                 )
             })
             .collect();
@@ -211,20 +224,38 @@ impl Difference {
 fn table(before: &Table, now: BTreeMap<String, Bytes>) -> Table {
     now.into_iter()
         .map(|(name, payload)| {
-            let entry = entry(before, &name, payload, vec![]);
+            let entry = entry(before, &name, payload, vec![], Place::default());
             (name, entry)
         })
         .collect()
 }
 
-fn entry(before: &Table, name: &str, payload: Bytes, aliases: Vec<String>) -> Arc<Entry> {
+fn entry(
+    before: &Table,
+    name: &str,
+    payload: Bytes,
+    aliases: Vec<String>,
+    place: Place,
+) -> Arc<Entry> {
     match before.get(name) {
         Some(old) if old.payload == payload && old.aliases == aliases => Arc::clone(old),
         _ => Arc::new(Entry {
             version: version(&payload),
             payload,
             aliases,
+            // Both follow from the payload.
+            place,
         }),
+    }
+}
+
+fn place(address: &Address) -> Place {
+    match &address.r#type {
+        Some(address::Type::Workload(workload)) => Place {
+            services: workload.services.keys().cloned().collect(),
+            node: workload.node.clone(),
+        },
+        _ => Place::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod load;
 mod mesh;
 mod network;
 mod observation;
+mod on_demand;
 mod policy;
 mod revocation;
 mod tunnels;

@@ -227,6 +227,7 @@ impl Parts {
                 Subscription::by_name(&Kind::Endpoints.type_url()),
             ],
             metrics: client::Metrics::register(&self.registry),
+            wake: None,
         };
         let gate = self.readiness.gate("configuration");
         let discovery = Discovery::new(self.published.clone(), gate);

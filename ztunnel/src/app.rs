@@ -6,6 +6,7 @@
 //! Stop: 1. not ready, 2. listeners close once their queues are empty, tunnels say good-bye,
 //! 3. connections end by themselves until the deadline, 4. what is left is ended, 5. exit.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -33,13 +34,14 @@ use ambit_runtime::threads::DataThreads;
 use ambit_tls::Terms;
 use ambit_xds::client::{self, Config};
 use ambit_xds::delta::Subscription;
-use ambit_xds::{Handler, Rejected, Update, decode};
+use ambit_xds::{Answered, Handler, Rejected, Update, decode};
 use anyhow::Context;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Endpoint, Settings, Source, Token};
+use crate::demand::Demand;
 use crate::dns::{self, Resolver};
 use crate::dump;
 use crate::explain;
@@ -124,6 +126,8 @@ impl Proxy {
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("ztunnel", &registry);
         let tunnels = tunnels(&settings);
+        let asks = settings.xds_on_demand && matches!(settings.xds, Source::ControlPlane(_));
+        let demand = asks.then(|| Demand::new(&registry));
         let access = AccessLog::new(logging).filtered(settings.access_log_filter.clone());
         let (revocation, lists) = Revocation::start(settings.crl_path.as_deref())?;
         let revocation = Arc::new(revocation);
@@ -139,6 +143,7 @@ impl Proxy {
             access,
             tunnels,
             revocation,
+            demand,
         });
 
         let policies = Arc::clone(&shared);
@@ -378,10 +383,14 @@ fn control(
     let config = Config {
         node: node(settings),
         subscriptions: vec![
-            Subscription::all(type_url::ADDRESS),
+            match shared.demand {
+                None => Subscription::all(type_url::ADDRESS),
+                Some(_) => Subscription::on_demand(type_url::ADDRESS),
+            },
             Subscription::all(type_url::AUTHORIZATION),
         ],
         metrics: client::Metrics::register(registry),
+        wake: shared.demand.as_ref().map(Demand::wakes),
     };
     let mesh = Mesh {
         shared: Arc::clone(shared),
@@ -473,5 +482,22 @@ impl Handler for Mesh {
         let (changes, rejected) = decode::changes(update);
         self.shared.store.apply(changes);
         rejected
+    }
+
+    fn wanted(&self, type_url: &str) -> Option<BTreeSet<String>> {
+        let demand = self.shared.demand.as_ref()?;
+        (type_url == type_url::ADDRESS).then(|| demand.wanted())
+    }
+
+    fn answered(&mut self, _type_url: &str, answers: Vec<Answered>) {
+        if let Some(demand) = &self.shared.demand {
+            demand.answered(answers);
+        }
+    }
+
+    fn connected(&mut self, up: bool) {
+        if let Some(demand) = &self.shared.demand {
+            demand.connected(up);
+        }
     }
 }

@@ -210,6 +210,8 @@ pub struct Settings {
     pub instance_ip: IpAddr,
     /// Where the mesh's state comes from.
     pub xds: Source,
+    /// Workloads and services are asked for when they are needed, rather than all at once.
+    pub xds_on_demand: bool,
     /// The certificate authority.
     pub ca: Endpoint,
     /// The credential for both.

@@ -228,7 +228,12 @@ async fn open(
     ends: Ends,
     record: &mut Record,
 ) -> Result<Opened, Outcome> {
-    let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
+    let own = ends.local.ip();
+    let local = pod.workload(own).await.ok_or(Reason::UnknownDestination)?;
+    let shared = &pod.worker.shared;
+    if let Some(demand) = &shared.demand {
+        Box::pin(demand.inbound(&shared.store, &local, own, &asked.authority)).await?;
+    }
     let mut decided = decide(pod, &local, &asked, ends, record);
     if unresolved(&decided) && Box::pin(pod.policies_known()).await {
         decided = decide(pod, &local, &asked, ends, record);

@@ -4,6 +4,7 @@ pub mod app;
 pub mod busy;
 pub mod config;
 pub mod credential;
+pub mod demand;
 pub mod dial;
 pub mod dns;
 pub mod dump;

@@ -72,8 +72,14 @@ async fn begin(
 ) -> Result<(Guard, Onward), Outcome> {
     let destination = destination(client)?;
     record.destination_address = Some(destination);
-    let source = pod.workload().await.ok_or(Reason::UnknownSource)?;
+    let own = record.source_address.ip();
+    let source = pod.workload(own).await.ok_or(Reason::UnknownSource)?;
     record.source.workload = Some(Arc::clone(&source));
+    let shared = &pod.worker.shared;
+    if let Some(demand) = &shared.demand {
+        let network = &shared.settings.network;
+        Box::pin(demand.outbound(&shared.store, network, &source, destination)).await?;
+    }
     let connection = Connection {
         pod,
         source,

@@ -9,7 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -400,17 +400,21 @@ impl ServedPod {
             .read(|view| self.pod.find(view, &shared.settings.local_node).cloned())
     }
 
-    /// The pod's record, waiting for it no longer than [`UNKNOWN`].
-    pub async fn workload(&self) -> Option<Arc<Workload>> {
+    /// The pod's record, waiting for it no longer than [`UNKNOWN`]. Where it has to be asked for, it is the one at `own`, an
+    /// address of the pod.
+    pub async fn workload(&self, own: IpAddr) -> Option<Arc<Workload>> {
         match self.workload_now() {
             Some(known) => Some(known),
             // Boxed: the waiting is rare and its state need not lie in every connection.
-            None => Box::pin(self.workload_later()).await,
+            None => Box::pin(self.workload_later(own)).await,
         }
     }
 
-    async fn workload_later(&self) -> Option<Arc<Workload>> {
+    async fn workload_later(&self, own: IpAddr) -> Option<Arc<Workload>> {
         let shared = &self.worker.shared;
+        if let Some(demand) = &shared.demand {
+            demand.ask_at(&shared.settings.network, own);
+        }
         let find = |view: &View| self.pod.find(view, &shared.settings.local_node).cloned();
         shared.store.wait_for(UNKNOWN, find).await
     }

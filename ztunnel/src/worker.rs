@@ -21,6 +21,7 @@ use ambit_tls::Lineage;
 use tokio::time::Instant;
 
 use crate::config::Settings;
+use crate::demand::Demand;
 use crate::flag::Flag;
 use crate::live::Live;
 use crate::metrics::{Metrics, Telemetry};
@@ -53,6 +54,8 @@ pub struct Shared {
     pub tunnels: TunnelSettings,
     /// Certificates that were taken back.
     pub revocation: Arc<Revocation>,
+    /// Asks for what is not known, where not all of the mesh is subscribed.
+    pub demand: Option<Demand>,
 }
 
 /// One data thread.
@@ -282,6 +285,7 @@ mod tests {
             access: AccessLog::to(writer, LogFormat::Plain),
             tunnels: Default::default(),
             revocation: Arc::default(),
+            demand: None,
         };
         Rc::new(Worker::new(&Arc::new(shared)))
     }

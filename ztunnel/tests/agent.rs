@@ -73,6 +73,7 @@ async fn proxy() -> (Proxy, SeqListener, Agent) {
         settings,
         metrics: Metrics::new(&registry),
         access: AccessLog::to(writer, LogFormat::Plain),
+        demand: None,
         tunnels: ambit_hbone::Settings::default(),
         revocation: Arc::default(),
     });

@@ -10,16 +10,22 @@
 //! referred to is removed last. For a node proxy that is policies before the workloads that name
 //! them; for a waypoint clusters, endpoints, listeners.
 //!
+//! # On demand
+//! A client that subscribes to everything and gives it back in its first request is one that asks for what it needs (istiod's
+//! contract with node proxies). With a service it is sent the workloads behind it, and in any case those of its own node; all that it
+//! was sent, or says that it has, stays subscribed until it gives it back.
+//!
 //! # Not done here
 //! Repeating after a NACK: a refused resource is sent again when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ambit_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use ambit_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use ambit_proto::type_url;
+use prost_types::value::Kind;
 
-use crate::publish::{Entry, Published, Scope, Table};
+use crate::publish::{Entry, Place, Published, Scope, Table};
 
 /// Types one client may subscribe to. Ours use four, Envoy with extensions about ten.
 const MAX_TYPES: usize = 32;
@@ -44,6 +50,8 @@ struct Subscription {
     names: BTreeSet<String>,
     /// Versions by resource name, as sent or as the client said it has.
     sent: BTreeMap<String, String>,
+    /// The node of a client that asks for what it needs; empty when it did not say.
+    on_demand: Option<String>,
 }
 
 /// A refusal of what was sent.
@@ -233,6 +241,13 @@ impl Subscription {
         first: bool,
         request: DeltaDiscoveryRequest,
     ) -> Result<BTreeSet<String>, Misbehaved> {
+        let given_back = &request.resource_names_unsubscribe;
+        let nothing = |names: &[String]| names.iter().any(|name| name == WILDCARD);
+        if first && nothing(&request.resource_names_subscribe) && nothing(given_back) {
+            self.on_demand = Some(node_name(request.node.as_ref()));
+            let held = request.initial_resource_versions.keys();
+            self.names.extend(held.cloned());
+        }
         if first {
             self.sent = request.initial_resource_versions;
         }
@@ -270,7 +285,24 @@ impl Subscription {
             .iter()
             .filter(|_| !self.wildcard)
             .filter_map(|name| find(table, name));
-        let wanted: BTreeMap<&String, &Arc<Entry>> = all.chain(named).collect();
+        let mut wanted: BTreeMap<&String, &Arc<Entry>> = all.chain(named).collect();
+        if let Some(node) = &self.on_demand {
+            let along = |(name, entry): &(&String, &Arc<Entry>)| {
+                let Place {
+                    services,
+                    node: its,
+                } = &entry.place;
+                let local = !its.is_empty() && its == node;
+                local
+                    || services.iter().any(|service| {
+                        self.names.contains(service) || wanted.contains_key(&service)
+                    })
+                    || self.names.contains(*name)
+            };
+            let along: Vec<_> = table.iter().filter(along).collect();
+            wanted.extend(along);
+            self.names.extend(wanted.keys().map(|name| (*name).clone()));
+        }
         let mut resources = Vec::new();
         for (name, entry) in wanted {
             if self.sent.get(name) != Some(&entry.version) {
@@ -292,6 +324,16 @@ impl Subscription {
             self.sent.remove(name);
         }
         gone
+    }
+}
+
+/// The node that a client says it is on.
+fn node_name(node: Option<&Node>) -> String {
+    let metadata = node.and_then(|node| node.metadata.as_ref());
+    let name = metadata.and_then(|metadata| metadata.fields.get("NODE_NAME"));
+    match name.and_then(|name| name.kind.as_ref()) {
+        Some(Kind::StringValue(name)) => name.clone(),
+        _ => String::new(),
     }
 }
 

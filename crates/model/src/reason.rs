@@ -23,6 +23,8 @@ pub enum Reason {
     UnknownSource,
     /// The workload that the connection arrived for is not known.
     UnknownDestination,
+    /// The control plane was asked what the destination is, and did not say in time.
+    Undiscovered,
     /// The service has no endpoint that may be used.
     NoHealthyUpstream,
     /// The service or its endpoint does not have the port.
@@ -126,6 +128,7 @@ impl Reason {
             Self::TunnelPortTimeout => "NETWORK_POLICY",
             Self::UnknownSource
             | Self::UnknownDestination
+            | Self::Undiscovered
             | Self::NoHealthyUpstream
             | Self::PortUnresolved
             | Self::WaypointUnresolved
@@ -179,6 +182,7 @@ impl Reason {
             Self::PolicyChanged => "connection closed due to policy change",
             Self::UnknownSource => "unknown source",
             Self::UnknownDestination => "unknown destination",
+            Self::Undiscovered => "the control plane did not say what the destination is",
             Self::NoHealthyUpstream => "no healthy upstream",
             Self::PortUnresolved => "service port has no target",
             Self::WaypointUnresolved => "unknown waypoint",

@@ -141,6 +141,14 @@ impl View {
         preferred(exact, namespace).or_else(|| self.blocks.find(network, address, namespace))
     }
 
+    /// Has any workload, or any service whoever may see it, that very address of a network. Blocks of addresses do not count.
+    #[must_use]
+    pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        !self.by_address.get(network, &address).is_empty()
+            || !self.vips.get(network, &address).is_empty()
+    }
+
     /// The service of a host name, as a client of `namespace` sees it: of that very name, else of the longest wildcard that covers it.
     #[must_use]
     pub fn service_named(&self, hostname: &str, namespace: &str) -> Option<&Arc<Service>> {

@@ -11,7 +11,7 @@ use ambit_runtime::backoff::Backoff;
 use bytes::Bytes;
 use prost::Message;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
@@ -108,6 +108,8 @@ pub struct Config {
     pub subscriptions: Vec<Subscription>,
     /// What to count.
     pub metrics: Metrics,
+    /// Changes when [`Handler::wanted`] may have changed for another reason than an update; `None` when that does not happen.
+    pub wake: Option<watch::Receiver<u64>>,
 }
 
 /// How a stream ended.
@@ -177,8 +179,10 @@ where
             handler: &mut handler,
             metrics: &config.metrics,
             synced: &mut synced,
+            wake: config.wake.clone(),
         };
         let ended = stream.serve(channel.clone()).await;
+        handler.connected(false);
         let lived = began.elapsed();
         if lived >= GOOD_LIFE {
             backoff.reset();
@@ -195,6 +199,7 @@ struct Stream<'a, H, F> {
     handler: &'a mut H,
     metrics: &'a Metrics,
     synced: &'a mut Option<F>,
+    wake: Option<watch::Receiver<u64>>,
 }
 
 impl<H: Handler, F: FnOnce()> Stream<'_, H, F> {
@@ -242,14 +247,21 @@ impl<H: Handler, F: FnOnce()> Stream<'_, H, F> {
                 Ok(None) => return Ended::Complete,
                 Err(status) => return Ended::Failed(status),
             };
-            for request in self.process(response) {
-                match timeout(SEND, requests.send(request)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_closed)) => return Ended::Complete,
-                    Err(_elapsed) => return Ended::Stalled("the server takes no requests"),
+            self.handler.connected(true);
+            let mut replies = self.process(response);
+            next = loop {
+                for request in replies {
+                    match timeout(SEND, requests.send(request)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_closed)) => return Ended::Complete,
+                        Err(_elapsed) => return Ended::Stalled("the server takes no requests"),
+                    }
                 }
-            }
-            next = responses.message().await;
+                tokio::select! {
+                    next = responses.message() => break next,
+                    () = woken(&mut self.wake) => replies = self.session.follow_up(self.handler),
+                }
+            };
         }
     }
 
@@ -291,6 +303,16 @@ impl<H: Handler, F: FnOnce()> Stream<'_, H, F> {
         sent.extend(follow_up);
         sent
     }
+}
+
+/// Waits until there may be more to ask for.
+async fn woken(wake: &mut Option<watch::Receiver<u64>>) {
+    if let Some(wake) = wake
+        && wake.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

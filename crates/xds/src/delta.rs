@@ -3,6 +3,8 @@
 //! Source: Envoy's xDS protocol, "Incremental xDS"; what istiod makes of it is noted where it
 //! matters.
 
+mod demand;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ambit_proto::discovery::{
@@ -10,7 +12,8 @@ use ambit_proto::discovery::{
 };
 use bytes::Bytes;
 
-use crate::{Handler, Rejected, Resource, Update};
+use self::demand::Came;
+use crate::{Answered, Handler, Rejected, Resource, Update};
 
 /// gRPC's INVALID_ARGUMENT, for the status inside a NACK. Servers log it and read the text.
 const INVALID_ARGUMENT: i32 = 3;
@@ -37,6 +40,17 @@ impl Subscription {
         }
     }
 
+    /// Resources that are asked for when they are first needed: [`Handler::wanted`] says which are needed and have not come.
+    pub fn on_demand(type_url: &str) -> Self {
+        Self {
+            type_url: type_url.to_owned(),
+            interest: Interest::Demand {
+                asked: BTreeSet::new(),
+                back: BTreeSet::new(),
+            },
+        }
+    }
+
     /// Resources by name, none at first: [`Handler::wanted`] says which.
     pub fn by_name(type_url: &str) -> Self {
         Self {
@@ -53,6 +67,13 @@ pub enum Interest {
     All,
     /// These.
     Names(BTreeSet<String>),
+    /// Those that were asked for so far, and what came with them.
+    Demand {
+        /// Asked for and not answered.
+        asked: BTreeSet<String>,
+        /// To be given back with the next request.
+        back: BTreeSet<String>,
+    },
 }
 
 /// What became of a response.
@@ -122,6 +143,7 @@ impl Session {
             let idle = match &subscribed.subscription.interest {
                 Interest::All => false,
                 Interest::Names(names) => names.is_empty(),
+                Interest::Demand { .. } => true,
             };
             subscribed.answered || idle
         })
@@ -172,6 +194,7 @@ impl Session {
             };
         };
         let mut rejected = Vec::new();
+        let came = subscribed.came(&response.resources);
         let mut resources = Vec::with_capacity(response.resources.len());
         for received in response.resources {
             match subscribed.open_resource(received) {
@@ -185,6 +208,10 @@ impl Session {
             .map(|r| (r.name.clone(), r.version.clone()))
             .collect();
         let removed = response.removed_resources;
+        let held = removed
+            .iter()
+            .filter(|name| subscribed.versions.contains_key(*name));
+        let held_before: BTreeSet<String> = held.cloned().collect();
         let update = Update {
             type_url: response.type_url,
             resources,
@@ -193,6 +220,10 @@ impl Session {
         rejected.extend(handler.update(update));
         subscribed.record(versions, &removed, &rejected);
         subscribed.answered = true;
+        let answered = subscribed.answer(&came, &rejected, &removed, &held_before);
+        if !answered.is_empty() {
+            handler.answered(&subscribed.subscription.type_url, answered);
+        }
         if !rejected.is_empty() {
             let message = nack_text(&rejected);
             let status = Status {
@@ -209,17 +240,24 @@ impl Session {
         }
     }
 
-    /// Requests for types whose wanted names changed.
-    fn follow_up(&mut self, handler: &impl Handler) -> Vec<DeltaDiscoveryRequest> {
-        let node = &self.node;
-        let changed = |subscribed: &mut Subscribed| {
+    /// Requests for types whose wanted names changed. To be asked for whenever they may have.
+    pub fn follow_up(&mut self, handler: &impl Handler) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for subscribed in &mut self.types {
             if subscribed.subscription.interest == Interest::All {
-                return None;
+                continue;
             }
-            let wanted = handler.wanted(&subscribed.subscription.type_url)?;
-            subscribed.change_names(wanted, node)
-        };
-        self.types.iter_mut().filter_map(changed).collect()
+            let Some(wanted) = handler.wanted(&subscribed.subscription.type_url) else {
+                continue;
+            };
+            match subscribed.subscription.interest {
+                Interest::Demand { .. } => requests.extend(subscribed.change_demand(wanted)),
+                Interest::All | Interest::Names(_) => {
+                    requests.extend(subscribed.change_names(wanted, &self.node));
+                }
+            }
+        }
+        requests
     }
 }
 
@@ -227,10 +265,19 @@ impl Subscribed {
     /// The first request of this type on a stream. `None` for a type by name without names: an
     /// empty list would mean all.
     fn first_request(&mut self, node: &Node) -> Option<DeltaDiscoveryRequest> {
+        if let Interest::Demand { back, .. } = &mut self.subscription.interest {
+            // What an earlier stream had subscribed, this one has not.
+            back.clear();
+        }
         let names: Vec<String> = match &self.subscription.interest {
             Interest::All => Vec::new(),
             Interest::Names(names) if names.is_empty() => return None,
             Interest::Names(names) => names.iter().cloned().collect(),
+            Interest::Demand { asked, .. } => {
+                let request = self.first_demand(asked, node);
+                self.requested = true;
+                return Some(request);
+            }
         };
         self.requested = true;
         Some(DeltaDiscoveryRequest {
@@ -269,6 +316,18 @@ impl Subscribed {
             resource_names_unsubscribe: unsubscribe,
             ..DeltaDiscoveryRequest::default()
         })
+    }
+
+    /// The name and the aliases of each resource, of a type that is asked for one by one. For other types nobody wants to know.
+    fn came(&self, resources: &[Received]) -> Vec<Came> {
+        if !matches!(self.subscription.interest, Interest::Demand { .. }) {
+            return Vec::new();
+        }
+        let came = |resource: &Received| Came {
+            name: resource.name.clone(),
+            aliases: resource.aliases.clone(),
+        };
+        resources.iter().map(came).collect()
     }
 
     /// The resource inside its wrapper. `Ok(None)` for one that only says that nothing changed.

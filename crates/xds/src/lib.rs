@@ -61,6 +61,17 @@ pub struct Rejected {
     pub reason: String,
 }
 
+/// What the server said of a name that was asked for on demand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// The name that was asked for.
+    pub name: String,
+    /// There is such a resource.
+    pub exists: bool,
+    /// It was refused, so what it says is not known.
+    pub refused: bool,
+}
+
 /// What a program does with resources.
 pub trait Handler {
     /// Puts the good part of `update` in force and names the rest. Called in order of arrival.
@@ -71,5 +82,15 @@ pub trait Handler {
     fn wanted(&self, type_url: &str) -> Option<BTreeSet<String>> {
         let _ = type_url;
         None
+    }
+
+    /// For a type subscribed on demand: what became of names that were asked for. Called after the update that brought it.
+    fn answered(&mut self, type_url: &str, answers: Vec<Answered>) {
+        let _ = (type_url, answers);
+    }
+
+    /// A stream is open and has brought something, or is over.
+    fn connected(&mut self, up: bool) {
+        let _ = up;
     }
 }

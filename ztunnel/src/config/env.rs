@@ -33,9 +33,8 @@ const AGENT_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 const PACKET_MARK: u32 = 1337;
 /// Settings of Istio's ztunnel that would change what is safe or what is reachable, and that this
 /// program does not do: (name, the value that asks for nothing).
-const NOT_DONE: [(&str, &str); 6] = [
+const NOT_DONE: [(&str, &str); 5] = [
     ("TLS12_ENABLED", "false"),
-    ("XDS_ON_DEMAND", "false"),
     ("FAKE_CA", "false"),
     ("UNSTABLE_ENABLE_SOCKS5", "false"),
     ("PROXY_MODE", "shared"),
@@ -148,6 +147,7 @@ impl Reader {
             service_account: self.text("SERVICE_ACCOUNT").unwrap_or_default(),
             instance_ip: self.parse("INSTANCE_IP", IpAddr::from([1, 1, 1, 1])),
             xds: self.source(mesh, machine),
+            xds_on_demand: self.xds_on_demand(mesh),
             ca: self.endpoint("CA", mesh, machine),
             auth: self.token(machine),
             crl_path: self.set("CRL_PATH").map(Into::into),
@@ -307,6 +307,19 @@ impl Reader {
             (None, Some(text)) => Source::Inline(text),
             (None, None) => Source::ControlPlane(self.endpoint("XDS", mesh, machine)),
         }
+    }
+
+    /// Not beside the DNS proxy, as in Istio: it would have to ask for every name that any pod looks up.
+    fn xds_on_demand(&mut self, mesh: &ProxyConfig) -> bool {
+        const NAME: &str = "XDS_ON_DEMAND";
+        let on_demand = self.flag(NAME, false);
+        if on_demand && self.dns_proxy(mesh).is_some() {
+            self.problem(
+                NAME,
+                "not beside the DNS proxy, which has to know every service: set ISTIO_META_DNS_CAPTURE=false",
+            );
+        }
+        on_demand
     }
 
     /// `<prefix>_ADDRESS`, `_ROOT_CA`, `_HEADER_*` and `ALT_<prefix>_HOSTNAME`.

@@ -245,21 +245,21 @@ fn endpoints_of_a_changed_cluster_come_again() {
 fn named_resources_are_found_by_name_and_by_address() {
     let published = publish(SHOP);
     let mut session = node();
-    let nothing = DeltaDiscoveryRequest {
-        resource_names_unsubscribe: vec!["*".to_owned()],
-        ..subscribe(ADDRESS, &["*"])
-    };
-    let answer = only(session.request(&published, nothing).unwrap());
+    let answer = only(session.request(&published, on_demand("", &[])).unwrap());
     assert_eq!(names(&answer), Vec::<&str>::new());
 
     let asked = subscribe(ADDRESS, &["/10.96.0.2", "shop/none.shop.svc.cluster.local"]);
     let answer = only(session.request(&published, asked).unwrap());
-    assert_eq!(names(&answer), ["shop/cart.shop.svc.cluster.local"]);
-    assert!(
-        answer.resources[0]
-            .aliases
-            .contains(&"/10.96.0.2".to_owned())
+    // With a service come the workloads behind it.
+    assert_eq!(
+        names(&answer),
+        [
+            "Kubernetes//Pod/shop/cart-1",
+            "shop/cart.shop.svc.cluster.local"
+        ]
     );
+    let service = answer.resources.last().unwrap();
+    assert!(service.aliases.contains(&"/10.96.0.2".to_owned()));
     assert_eq!(
         answer.removed_resources,
         ["shop/none.shop.svc.cluster.local"]
@@ -274,6 +274,85 @@ fn named_resources_are_found_by_name_and_by_address() {
             .unwrap(),
     );
     assert_eq!(again.resources.len(), 1, "who asks again gets it again");
+}
+
+/// The first request of a client on `node` that asks for what it needs, and has these.
+fn on_demand(node: &str, held: &[&str]) -> DeltaDiscoveryRequest {
+    let held = held.iter().map(|name| ((*name).to_owned(), String::new()));
+    let name = prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(node.to_owned())),
+    };
+    let metadata = prost_types::Struct {
+        fields: [("NODE_NAME".to_owned(), name)].into(),
+    };
+    DeltaDiscoveryRequest {
+        node: Some(ambit_proto::discovery::Node {
+            metadata: Some(metadata),
+            ..Default::default()
+        }),
+        resource_names_unsubscribe: vec!["*".to_owned()],
+        initial_resource_versions: held.collect(),
+        ..subscribe(ADDRESS, &["*"])
+    }
+}
+
+#[test]
+fn a_client_on_demand_has_the_workloads_of_its_node_without_asking() {
+    let published = publish(SHOP);
+    let mut session = node();
+    let first = on_demand("node-1", &[]);
+    let answer = only(session.request(&published, first).unwrap());
+    let sent = names(&answer);
+    assert!(sent.contains(&"Kubernetes//Pod/shop/cart-1"), "{sent:?}");
+    assert!(sent.contains(&"Kubernetes//Pod/shop/web-1"), "{sent:?}");
+    assert!(!sent.iter().any(|name| name.contains("svc")), "{sent:?}");
+    assert_eq!(session.publish(&published), []);
+}
+
+#[test]
+fn what_a_client_on_demand_was_sent_or_has_stays_subscribed_until_it_gives_it_back() {
+    let published = publish(SHOP);
+    let gone = publish("");
+    let (pod, cart) = (
+        "Kubernetes//Pod/shop/cart-1",
+        "shop/cart.shop.svc.cluster.local",
+    );
+    // By another name, which is then given back.
+    let mut session = node();
+    only(session.request(&published, on_demand("", &[])).unwrap());
+    only(
+        session
+            .request(&published, subscribe(ADDRESS, &["/10.96.0.2"]))
+            .unwrap(),
+    );
+    let back = |name: &str| DeltaDiscoveryRequest {
+        type_url: ADDRESS.to_owned(),
+        resource_names_unsubscribe: vec![name.to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    let silent = session.request(&published, back("/10.96.0.2")).unwrap();
+    assert_eq!(silent, Reaction::default());
+    assert_eq!(
+        steps(&session.publish(&gone)),
+        [("Address", vec![], vec![pod, cart])]
+    );
+    // It comes back by itself.
+    assert_eq!(
+        steps(&session.publish(&published)),
+        [("Address", vec![pod, cart], vec![])]
+    );
+    session.publish(&gone);
+    for name in [pod, cart] {
+        session.request(&gone, back(name)).unwrap();
+    }
+    assert_eq!(session.publish(&published), []);
+
+    // On the next stream, by what it says that it has.
+    let mut session = node();
+    let first = on_demand("", &[pod, "Kubernetes//Pod/shop/gone"]);
+    let answer = only(session.request(&published, first).unwrap());
+    assert_eq!(names(&answer), [pod]);
+    assert_eq!(answer.removed_resources, ["Kubernetes//Pod/shop/gone"]);
 }
 
 #[test]

@@ -121,6 +121,7 @@ fn client(channel: Channel) -> Running {
         },
         subscriptions: vec![Subscription::all(ADDRESS), Subscription::all(AUTHORIZATION)],
         metrics: Metrics::register(&registry),
+        wake: None,
     };
     let done = synced.clone();
     let task = tokio::spawn(run(channel, config, Telling(tell), move || {

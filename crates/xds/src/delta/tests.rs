@@ -319,3 +319,174 @@ proptest! {
         }
     }
 }
+
+/// What a client on demand asks for, and what it was told.
+#[derive(Default)]
+struct OnDemand {
+    wanted: BTreeSet<String>,
+    answers: Vec<(String, bool)>,
+    refused: Vec<String>,
+}
+
+impl Handler for OnDemand {
+    fn update(&mut self, update: Update) -> Vec<Rejected> {
+        let bad = update.resources.iter();
+        bad.filter(|resource| resource.payload.starts_with(b"bad"))
+            .map(|resource| Rejected {
+                name: resource.name.clone(),
+                reason: "field: bad".to_owned(),
+            })
+            .collect()
+    }
+
+    fn wanted(&self, _type_url: &str) -> Option<BTreeSet<String>> {
+        Some(self.wanted.clone())
+    }
+
+    fn answered(&mut self, _type_url: &str, answers: Vec<Answered>) {
+        for Answered {
+            name,
+            exists,
+            refused,
+        } in answers
+        {
+            self.wanted.remove(&name);
+            if refused {
+                self.refused.push(name.clone());
+            }
+            self.answers.push((name, exists));
+        }
+    }
+}
+
+impl OnDemand {
+    /// Asks for one more name: what is to be sent.
+    fn ask(&mut self, session: &mut Session, name: &str) -> Vec<(Vec<String>, Vec<String>)> {
+        self.wanted.insert(name.to_owned());
+        lists(session.follow_up(self))
+    }
+}
+
+/// What requests subscribe to and give back.
+fn lists(requests: Vec<DeltaDiscoveryRequest>) -> Vec<(Vec<String>, Vec<String>)> {
+    let each = requests.into_iter().map(|request| {
+        assert!(request.response_nonce.is_empty());
+        (
+            request.resource_names_subscribe,
+            request.resource_names_unsubscribe,
+        )
+    });
+    each.collect()
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[test]
+fn on_demand_nothing_is_subscribed_at_first_and_readiness_does_not_wait() {
+    let mut session = session(vec![Subscription::on_demand(A), Subscription::all(B)]);
+    let requests = lists(session.open());
+    assert_eq!(requests[0], (texts(&["*"]), texts(&["*"])));
+    assert_eq!(requests[1], (vec![], vec![]));
+    assert!(!session.synced());
+    let other = DeltaDiscoveryResponse {
+        type_url: B.to_owned(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    session.receive(other, &mut OnDemand::default());
+    assert!(session.synced());
+}
+
+#[test]
+fn a_name_is_asked_once_and_answered_by_name_alias_or_absence() {
+    let mut session = session(vec![Subscription::on_demand(A)]);
+    let mut client = OnDemand::default();
+    session.open();
+    assert_eq!(
+        client.ask(&mut session, "/10.0.0.1"),
+        [(texts(&["/10.0.0.1"]), vec![])]
+    );
+    assert_eq!(
+        client.ask(&mut session, "shop/cart"),
+        [(texts(&["shop/cart"]), vec![])]
+    );
+    assert_eq!(
+        client.ask(&mut session, "/192.0.2.1"),
+        [(texts(&["/192.0.2.1"]), vec![])]
+    );
+    let mut pod = sent("uid", "1", "ok");
+    pod.aliases = texts(&["/10.0.0.1"]);
+    let all = response(
+        "1",
+        vec![pod, sent("shop/cart", "1", "ok")],
+        &["/192.0.2.1"],
+    );
+    let answer = session.receive(all, &mut client);
+    let mut answers = client.answers.clone();
+    answers.sort();
+    let told = |name: &str, exists| (name.to_owned(), exists);
+    assert_eq!(
+        answers,
+        [
+            told("/10.0.0.1", true),
+            told("/192.0.2.1", false),
+            told("shop/cart", true)
+        ]
+    );
+    // What is not held by that name is given back, so that it can be asked again.
+    assert_eq!(
+        lists(answer.follow_up),
+        [(vec![], texts(&["/10.0.0.1", "/192.0.2.1"]))]
+    );
+    assert_eq!(
+        client.ask(&mut session, "/192.0.2.1"),
+        [(texts(&["/192.0.2.1"]), vec![])]
+    );
+    // The next stream asks for what is open, and says what is held.
+    let again = session.open().remove(0);
+    assert_eq!(again.resource_names_subscribe, ["*", "/192.0.2.1"]);
+    assert_eq!(again.resource_names_unsubscribe, ["*"]);
+    let held: Vec<_> = again.initial_resource_versions.into_keys().collect();
+    assert_eq!(held, ["shop/cart", "uid"]);
+}
+
+#[test]
+fn what_was_held_and_is_removed_is_given_back() {
+    let mut session = session(vec![Subscription::on_demand(A)]);
+    let mut client = OnDemand::default();
+    session.open();
+    session.receive(
+        response("1", vec![sent("uid", "1", "ok")], &[]),
+        &mut client,
+    );
+    let answer = session.receive(response("2", vec![], &["uid", "other"]), &mut client);
+    assert_eq!(lists(answer.follow_up), [(vec![], texts(&["uid"]))]);
+}
+
+#[test]
+fn a_refused_resource_answers_that_it_exists_and_was_refused() {
+    let mut session = session(vec![Subscription::on_demand(A)]);
+    let mut client = OnDemand::default();
+    session.open();
+    client.ask(&mut session, "alias");
+    let mut bad = sent("uid", "1", "bad");
+    bad.aliases = texts(&["alias"]);
+    let answer = session.receive(response("1", vec![bad], &[]), &mut client);
+    assert_eq!(client.answers, [("alias".to_owned(), true)]);
+    assert_eq!(client.refused, ["alias"]);
+    assert_eq!(lists(answer.follow_up), [(vec![], texts(&["alias"]))]);
+}
+
+#[test]
+fn an_ask_that_nobody_needs_any_more_is_given_back() {
+    let mut session = session(vec![Subscription::on_demand(A)]);
+    let mut client = OnDemand::default();
+    session.open();
+    client.ask(&mut session, "a");
+    client.wanted.clear();
+    assert_eq!(
+        client.ask(&mut session, "b"),
+        [(vec![], texts(&["a"])), (texts(&["b"]), vec![])]
+    );
+}

@@ -96,7 +96,6 @@ fn refuses_settings_it_would_otherwise_silently_not_follow() {
         ("COMPLIANCE_POLICY", "fips-140-2"),
         ("TLS12_ENABLED", "true"),
         ("PROXY_MODE", "dedicated"),
-        ("XDS_ON_DEMAND", "true"),
     ] {
         assert_eq!(
             settings(&[row], &two_cpus()).unwrap_err(),
@@ -123,6 +122,17 @@ fn revocation_and_compliance_are_off_unless_they_are_asked_for() {
     let asked = settings(&rows, &two_cpus()).unwrap();
     assert_eq!(asked.crl_path, Some("/crl.pem".into()));
     assert_eq!(asked.compliance_policy, Compliance::Pqc);
+}
+
+#[test]
+fn asks_on_demand_without_the_dns_proxy_only() {
+    let on_demand = ("XDS_ON_DEMAND", "true");
+    let no_dns = ("ISTIO_META_DNS_CAPTURE", "false");
+    let refused = settings(&[on_demand], &two_cpus()).unwrap_err();
+    assert_eq!(refused, ["XDS_ON_DEMAND"]);
+    let s = settings(&[on_demand, no_dns], &two_cpus()).unwrap();
+    assert!(s.xds_on_demand);
+    assert!(!settings(&[no_dns], &two_cpus()).unwrap().xds_on_demand);
 }
 
 #[test]
