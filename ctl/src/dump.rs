@@ -232,7 +232,7 @@ pub struct Certificate {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CertificateText {
-    /// Hexadecimal.
+    /// Decimal.
     pub serial_number: String,
     /// RFC 3339.
     pub valid_from: String,

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use ambit_tests::expect::{always, eventually_true};
+use ambit_tests::istioctl::State;
 use ambit_tests::world::{CHANGE, World};
 use serde_json::{Value, json};
 
@@ -142,6 +143,114 @@ fn allow_and_deny_work_by_every_attribute_and_at_every_scope() {
         only(&world, 9201, &wanted);
     }
     only(&world, 9201, &ALL);
+}
+
+#[test]
+fn a_dry_run_decides_nothing_and_is_counted() {
+    let world = POLICED.alone();
+    let _app = world.pod("mesh/server").serve_echo(9206);
+    let mut tried: Value = serde_json::from_str(&policy(
+        "mesh",
+        Some("server"),
+        "DENY",
+        &json!([{"from": [{"source": {"namespaces": ["other"]}}]}]),
+    ))
+    .unwrap();
+    tried["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
+    let _applied = world.apply_for_now("case", &tried.to_string());
+    let would = |matched: &'static str, rehearsed: &'static str| {
+        [
+            ("policy", "mesh/case"),
+            ("action", "DENY"),
+            ("matched", matched),
+            ("enforced", "allow"),
+            ("rehearsed", rehearsed),
+        ]
+    };
+    for (client, matched, rehearsed) in [
+        ("other/stranger", "true", "deny"),
+        ("mesh/client", "false", "allow"),
+    ] {
+        world.eventually("the policy is tried on the client", || {
+            assert!(world.pod(client).reaches("mesh/server:9206"), "{client}");
+            let counted = world.metrics("ztunnel-n2");
+            let labels = would(matched, rehearsed);
+            counted.sum("ambit_dry_run_policy_connections_total", &labels) >= 1.0
+        });
+    }
+    let path = "/debug/explain?src=other/stranger&dst=mesh/server&port=9206";
+    let explained = world.admin("ztunnel-n1", path).unwrap();
+    let explained: Value = serde_json::from_slice(&explained.body).unwrap();
+    let decision = &explained["admission"]["decision"];
+    assert_eq!(decision["allowed"], true, "{explained}");
+    assert_eq!(decision["rehearsed"]["decidedBy"], "mesh/case");
+    assert_eq!(decision["rehearsed"]["allowed"], false);
+}
+
+#[test]
+fn the_state_of_a_proxy_is_read_by_istioctl_and_kiali() {
+    let world = POLICED.alone();
+    let _app = world
+        .pod("mesh/server")
+        .serve_ticks(9207, Duration::from_millis(50));
+    let strict = world.apply_for_now("case", &strictness("STRICT", &json!({})));
+    let mut stream = world
+        .pod("mesh/client")
+        .connect("mesh/server:9207")
+        .unwrap();
+    let state = || {
+        let dump = world.config_dump("ztunnel-n2").unwrap();
+        serde_json::from_value::<State>(dump).expect("the types of istioctl and Kiali")
+    };
+    world.eventually("the policy of STRICT is in force", || {
+        assert!(alive(&mut stream));
+        !state().policies.is_empty()
+    });
+    let state = state();
+    let server = world.pod("mesh/server");
+    let address = server.ipv4().to_string();
+
+    let workload = state.workloads.iter().find(|one| one.name == "server");
+    let workload = workload.expect("the server");
+    assert_eq!(workload.protocol, "HBONE");
+    assert_eq!(workload.status, "Healthy");
+    assert!(workload.workload_ips.contains(&address));
+    assert_eq!(workload.authorization_policies.len(), 1);
+
+    let service = state.services.iter().find(|one| one.name == "server");
+    let service = service.expect("its service");
+    assert!(service.vips[0].starts_with("/10."), "{:?}", service.vips);
+    assert_eq!(service.endpoints[&workload.uid].port[&80], 8080);
+
+    // What STRICT is made of: nobody, which is a test without a value.
+    let policy = &state.policies[0];
+    assert_eq!(policy.action, "Deny");
+    assert!(policy.rules[0][0][0].not_principals[0].presence.is_some());
+
+    let mine = state.certificates.iter();
+    let mine: Vec<_> = mine
+        .filter(|one| one.identity == server.identity())
+        .collect();
+    assert_eq!(mine[0].state, "Available");
+    for certificate in mine[0].cert_chain.iter().chain(&mine[0].root_certs) {
+        let decimal = certificate
+            .serial_number
+            .bytes()
+            .all(|b| b.is_ascii_digit());
+        assert!(decimal && !certificate.serial_number.is_empty());
+        assert!(certificate.valid_from < certificate.expiration_time);
+    }
+
+    let mut pods = state.workload_state.values();
+    let pod = pods.find(|pod| pod.info.name == "server").expect("a pod");
+    assert_eq!(pod.state, "Up");
+    let open = pod.connections.inbound.iter();
+    let mut open = open.filter(|one| one.actual_dst == format!("{address}:9207"));
+    assert_eq!(open.next().expect("the connection").protocol, "HBONE");
+
+    assert_eq!(state.config.admin_addr.localhost.len(), 2);
+    assert!(!state.config.ca_address.is_empty());
+    drop(strict);
 }
 
 fn alive(stream: &mut TcpStream) -> bool {

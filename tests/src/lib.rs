@@ -31,6 +31,7 @@ pub mod dns;
 pub mod envoy;
 pub mod expect;
 pub mod http;
+pub mod istioctl;
 pub mod manifests;
 pub mod metrics;
 pub mod mint;

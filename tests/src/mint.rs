@@ -12,7 +12,7 @@ use ambit_net::dial::Dial;
 use ambit_tls::Svid;
 use ambit_tls::authority::{Request, Root};
 use ambit_tls::csr::PrivateKey;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair,
     RevokedCertParams, SanType, SerialNumber, date_time_ymd,
@@ -77,7 +77,7 @@ impl Mint {
 
 impl Mint {
     /// A revocation list in PEM that takes back the certificates of these serial numbers
-    /// (hexadecimal), and says so for decades.
+    /// (decimal, as a proxy's dump shows them), and says so for decades.
     ///
     /// # Errors
     ///
@@ -86,12 +86,8 @@ impl Mint {
         let key = KeyPair::from_pem(&self.0.key_pem())?;
         let issuer = Issuer::from_ca_cert_pem(&self.0.certificate_pem(), key)?;
         let entry = |serial: &String| {
-            let octets = serial.as_bytes().chunks(2).map(|pair| {
-                let digits = std::str::from_utf8(pair)?;
-                Ok(u8::from_str_radix(digits, 16)?)
-            });
             Ok(RevokedCertParams {
-                serial_number: SerialNumber::from_slice(&octets.collect::<Result<Vec<_>>>()?),
+                serial_number: SerialNumber::from_slice(&octets(serial)?),
                 revocation_time: date_time_ymd(2026, 1, 1),
                 reason_code: None,
                 invalidity_date: None,
@@ -107,6 +103,23 @@ impl Mint {
         };
         Ok(list.signed_by(&issuer)?.pem()?)
     }
+}
+
+/// The octets of a decimal number of any length, the most significant first.
+fn octets(decimal: &str) -> Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    for digit in decimal.chars() {
+        let mut carry = digit.to_digit(10).context("no decimal number")?;
+        for octet in octets.iter_mut().rev() {
+            let [.., high, low] = (u32::from(*octet) * 10 + carry).to_be_bytes();
+            (*octet, carry) = (low, high.into());
+        }
+        let [.., low] = carry.to_be_bytes();
+        if low != 0 {
+            octets.insert(0, low);
+        }
+    }
+    Ok(octets)
 }
 
 /// A certificate chain and its key.

@@ -1,11 +1,16 @@
 //! The state of the proxy for the admin page, in the shape that istioctl and Kiali read.
+//!
+//! Both are strict: a value of another type than they know makes them read nothing. What they do not know they leave alone, so
+//! fields of ours may be added.
+
+pub mod config;
+pub mod policy;
 
 use std::collections::BTreeMap;
 
 use ambit_identity::Certificates;
 use ambit_model::address::GatewayAddress;
-use ambit_model::compile::Compiled;
-use ambit_model::service::{Endpoint, Port, Service};
+use ambit_model::service::{Endpoint, IpFamilies, Port, Service};
 use ambit_model::view::View;
 use ambit_model::workload::{ApplicationProtocol, Workload};
 use ambit_observe::version::Version;
@@ -35,7 +40,7 @@ pub async fn config_dump(
         "revocation": shared.revocation.shown(),
         "tls": ambit_tls::effective(shared.settings.compliance_policy.key_exchange()),
         "workloadState": pod_states(pods, agent, connections),
-        "config": shared.settings,
+        "config": config::config(&shared.settings),
         "version": Version::of(&shared.settings.version_tag),
     })
 }
@@ -161,11 +166,19 @@ pub fn service(view: &View, service: &Service) -> Value {
         .endpoints(&service.key)
         .map(|endpoints| endpoints.iter().map(endpoint).collect())
         .unwrap_or_default();
+    let vips = |single: bool| {
+        let vips = service.vips.iter();
+        vips.filter(|vip| vip.exact().is_some() == single)
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let families = service.ip_families;
     json!({
         "name": service.name,
         "namespace": service.key.namespace,
         "hostname": service.key.hostname,
-        "vips": service.vips.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "vips": vips(true),
+        "cidrVips": vips(false),
         "ports": ports(&service.ports),
         "endpoints": endpoints,
         "subjectAltNames": service.subject_alt_names,
@@ -174,7 +187,7 @@ pub fn service(view: &View, service: &Service) -> Value {
             json!({ "destination": gateway(&entry.destination), "weight": entry.weight })
         }).collect::<Vec<_>>(),
         "loadBalancer": service.load_balancing,
-        "ipFamilies": service.ip_families,
+        "ipFamilies": (families != IpFamilies::Automatic).then_some(families),
         "canonical": service.canonical,
         "visibility": service.visibility,
     })
@@ -190,30 +203,9 @@ fn ports(ports: &[Port]) -> BTreeMap<String, u16> {
 fn policies(view: &View) -> Vec<Value> {
     let mut all: Vec<_> = view.policies().collect();
     all.sort_by(|one, other| one.key().cmp(other.key()));
-    all.into_iter().map(|policy| self::policy(policy)).collect()
-}
-
-fn policy(compiled: &Compiled) -> Value {
-    let policy = compiled.policy();
-    let rules = policy.rules.iter().map(|rule| {
-        let clauses = rule.clauses.iter().map(|clause| {
-            clause
-                .matches
-                .iter()
-                .map(|matches| plain(json!(matches)))
-                .collect::<Vec<_>>()
-        });
-        clauses.collect::<Vec<_>>()
-    });
-    json!({
-        "name": policy.key.name,
-        "namespace": policy.key.namespace,
-        "scope": policy.scope,
-        "action": policy.action,
-        "dryRun": policy.dry_run,
-        "rules": rules.collect::<Vec<_>>(),
-        "problems": compiled.problems(),
-    })
+    all.into_iter()
+        .map(|policy| policy::policy(policy))
+        .collect()
 }
 
 /// Workloads that list a policy which is not known; what arrives for them is refused.
@@ -228,23 +220,5 @@ fn unresolved(view: &View) -> Vec<Value> {
     all.into_iter().map(shown).collect()
 }
 
-/// Istio's shape of a match: values bare, fields without values left out.
-fn plain(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let mut kept = serde_json::Map::new();
-            for (key, value) in fields {
-                match (key.as_str(), plain(value)) {
-                    ("Known", inner) => return inner,
-                    (_, Value::Array(empty)) if empty.is_empty() => {}
-                    (_, inner) => {
-                        kept.insert(key, inner);
-                    }
-                }
-            }
-            Value::Object(kept)
-        }
-        Value::Array(values) => Value::Array(values.into_iter().map(plain).collect()),
-        other => other,
-    }
-}
+#[cfg(test)]
+mod tests;

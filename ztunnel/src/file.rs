@@ -86,12 +86,13 @@ struct ServiceText {
     namespace: String,
     hostname: String,
     vips: Vec<String>,
+    cidr_vips: Vec<String>,
     ports: BTreeMap<u16, u16>,
     subject_alt_names: Vec<Identity>,
     waypoint: Option<GatewayText>,
     weighted_waypoints: Vec<WeightedText>,
-    load_balancer: LoadBalancing,
-    ip_families: IpFamilies,
+    load_balancer: Option<LoadBalancing>,
+    ip_families: Option<IpFamilies>,
     canonical: bool,
     visibility: Visibility,
 }
@@ -210,11 +211,11 @@ fn service(text: ServiceText) -> Result<Service, FileError> {
             weight: weighted.weight,
         });
     }
-    service.load_balancing = text.load_balancer;
-    service.ip_families = text.ip_families;
+    service.load_balancing = text.load_balancer.unwrap_or_default();
+    service.ip_families = text.ip_families.unwrap_or_default();
     service.canonical = text.canonical;
     service.visibility = text.visibility;
-    for vip in text.vips {
+    for vip in text.vips.into_iter().chain(text.cidr_vips) {
         let wrong = "is neither network/address nor network/address/length";
         let parsed = self::vip(&vip).ok_or(FileError::Value("vips", vip, wrong))?;
         service.vips.push(parsed);
@@ -236,6 +237,7 @@ fn vip(text: &str) -> Option<Vip> {
 
 #[cfg(test)]
 mod tests {
+    use ambit_model::service::{IpFamilies, Scope};
     use ambit_model::update;
     use ambit_model::view::View;
 
@@ -288,11 +290,12 @@ services:
 - name: cart
   namespace: shop
   hostname: cart.shop.svc.cluster.local
-  vips: ["/10.96.0.1", "far/10.0.0.0/8", "/fd00::/16"]
+  vips: ["/10.96.0.1", "far/10.0.0.0/8"]
+  cidrVips: ["/fd00::/16"]
   subjectAltNames: [spiffe://cluster.local/ns/shop/sa/cart]
   weightedWaypoints: [{destination: {destination: /10.0.0.9, hboneMtlsPort: 15008}, weight: 3}]
-  loadBalancer: {mode: Failover, scopes: [Network]}
-  ipFamilies: V4
+  loadBalancer: {mode: Failover, routingPreferences: [Network], healthPolicy: AllowAll}
+  ipFamilies: IPv4
 "#;
         let view = update::apply(&View::default(), read(text).unwrap());
         let far = view.workload("c//Pod/shop/far").unwrap();
@@ -303,6 +306,12 @@ services:
         assert_eq!(cart.weighted_waypoints.len(), 1);
         assert_eq!(cart.subject_alt_names.len(), 1);
         assert!(view.service_at("", inside, "shop").is_none());
+        assert!(
+            view.service_at("", "fd00::1".parse().unwrap(), "shop")
+                .is_some()
+        );
+        assert_eq!(cart.load_balancing.scopes, [Scope::Network]);
+        assert_eq!(cart.ip_families, IpFamilies::V4);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use ambit_model::identity::Identity;
-use ambit_tls::Svid;
+use ambit_tls::{Described, Svid};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub struct CertificateDump {
 pub struct CertificateText {
     /// PEM, in base64 once more.
     pub pem: String,
-    /// Serial number, hexadecimal. Empty where only the leaf's is known.
+    /// Serial number, decimal. Empty if the certificate cannot be read.
     pub serial_number: String,
     /// RFC 3339; empty as above.
     pub valid_from: String,
@@ -52,32 +52,24 @@ impl CertificateDump {
         Self {
             identity: entry.identity.clone(),
             state,
-            cert_chain: valid.as_deref().map(chain).unwrap_or_default(),
-            root_certs: valid.as_deref().map(roots).unwrap_or_default(),
+            cert_chain: texts(valid.as_deref().map(Svid::chain)),
+            root_certs: texts(valid.as_deref().map(Svid::roots)),
         }
     }
 }
 
-fn chain(svid: &Svid) -> Vec<CertificateText> {
-    let mut texts: Vec<_> = svid.chain_pem().iter().map(|pem| text(pem)).collect();
-    if let Some(leaf) = texts.first_mut() {
-        svid.serial().clone_into(&mut leaf.serial_number);
-        leaf.valid_from = rfc3339(svid.not_before());
-        leaf.expiration_time = rfc3339(svid.not_after());
-    }
-    texts
+fn texts(certificates: Option<Vec<Described>>) -> Vec<CertificateText> {
+    certificates.into_iter().flatten().map(text).collect()
 }
 
-fn roots(svid: &Svid) -> Vec<CertificateText> {
-    svid.roots_pem().iter().map(|pem| text(pem)).collect()
-}
-
-fn text(pem: &str) -> CertificateText {
+fn text(certificate: Described) -> CertificateText {
+    let at = |at: Option<SystemTime>| at.map(rfc3339).unwrap_or_default();
+    let (from, until) = certificate.life.unzip();
     CertificateText {
-        pem: STANDARD.encode(pem),
-        serial_number: String::new(),
-        valid_from: String::new(),
-        expiration_time: String::new(),
+        pem: STANDARD.encode(&certificate.pem),
+        serial_number: certificate.serial,
+        valid_from: at(from),
+        expiration_time: at(until),
     }
 }
 

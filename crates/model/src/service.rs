@@ -158,6 +158,7 @@ pub struct LoadBalancing {
     /// What the scopes mean.
     pub mode: Mode,
     /// Properties that client and endpoint may share, most significant first.
+    #[serde(rename = "routingPreferences", alias = "scopes")]
     pub scopes: Vec<Scope>,
     /// Which endpoints count by health.
     pub health_policy: HealthPolicy,
@@ -211,8 +212,10 @@ pub enum IpFamilies {
     #[default]
     Automatic,
     /// IPv4 alone.
+    #[serde(rename = "IPv4", alias = "V4")]
     V4,
     /// IPv6 alone.
+    #[serde(rename = "IPv6", alias = "V6")]
     V6,
     /// Both.
     Dual,

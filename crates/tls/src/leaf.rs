@@ -12,6 +12,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::error::Rejected;
+use crate::svid::pem;
 
 /// What an end-entity certificate says, once it passed the rules.
 #[derive(Debug, Clone)]
@@ -35,6 +36,38 @@ impl Leaf {
             not_before: system_time(certificate.validity().not_before),
             not_after: system_time(certificate.validity().not_after),
         })
+    }
+}
+
+/// What any certificate, of whatever kind, says of itself, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// The certificate in PEM.
+    pub pem: String,
+    /// Serial number, decimal; empty if the certificate cannot be read.
+    pub serial: String,
+    /// Start and end of its life, if the certificate can be read.
+    pub life: Option<(SystemTime, SystemTime)>,
+}
+
+impl Described {
+    pub(crate) fn of(der: &[u8]) -> Self {
+        let certificate = parse(der).ok();
+        let life = |certificate: &X509Certificate<'_>| {
+            let validity = certificate.validity();
+            (
+                system_time(validity.not_before),
+                system_time(validity.not_after),
+            )
+        };
+        Self {
+            pem: pem(der),
+            serial: certificate
+                .as_ref()
+                .map(|certificate| certificate.serial.to_string())
+                .unwrap_or_default(),
+            life: certificate.as_ref().map(life),
+        }
     }
 }
 

@@ -39,6 +39,7 @@ pub mod verify;
 
 pub use error::{Rejected, TlsError};
 pub use handshake::{Limits, accept, connect};
+pub use leaf::Described;
 pub use peer::Peer;
 pub use provider::{Effective, effective, provider_name};
 pub use revocation::{Lineage, Revocations};

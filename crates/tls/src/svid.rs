@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use crate::csr::PrivateKey;
 use crate::error::{Rejected, TlsError};
-use crate::leaf::Leaf;
+use crate::leaf::{Described, Leaf};
 use crate::provider::{VERSIONS, provider, provider_for};
 use crate::terms::{KeyExchange, Terms};
 use crate::verify::{Bundle, Side, Verifier, Wanted, verify};
@@ -152,16 +152,16 @@ impl Svid {
         self.generation
     }
 
-    /// Leaf and intermediates, as presented to peers, each in PEM.
+    /// Leaf and intermediates, as presented to peers.
     #[must_use]
-    pub fn chain_pem(&self) -> Vec<String> {
-        self.chain.iter().map(|der| pem(der)).collect()
+    pub fn chain(&self) -> Vec<Described> {
+        self.chain.iter().map(|der| Described::of(der)).collect()
     }
 
-    /// The trust bundle, each root in PEM.
+    /// The trust bundle.
     #[must_use]
-    pub fn roots_pem(&self) -> Vec<String> {
-        self.roots.iter().map(|der| pem(der)).collect()
+    pub fn roots(&self) -> Vec<Described> {
+        self.roots.iter().map(|der| Described::of(der)).collect()
     }
 
     /// Whom it trusts.

@@ -267,8 +267,8 @@ fn certificate_has_what_the_authority_was_told_and_not_what_was_asked() {
     let chain = root.issue(&request, &identity(WEB), now, DAY).unwrap();
     let svid = Svid::from_chain(&asked.key, &chain).unwrap();
     assert_eq!(svid.identity(), &identity(WEB));
-    assert_eq!(svid.chain_pem().len(), 1);
-    assert_eq!(svid.roots_pem(), [root.certificate_pem()]);
+    assert_eq!(svid.chain().len(), 1);
+    assert_eq!(svid.roots()[0].pem, root.certificate_pem());
     let second = Duration::from_secs(1);
     assert!(svid.not_after() <= now + DAY && svid.not_after() + second >= now + DAY);
     assert!(svid.not_before() < now);
@@ -296,10 +296,10 @@ fn root_is_the_same_after_a_restart() {
     let root = root();
     let again = Root::from_pem(&root.certificate_pem(), &root.key_pem()).unwrap();
     let svid = svid(&again, WEB);
-    assert_eq!(svid.roots_pem(), [root.certificate_pem()]);
+    assert_eq!(svid.roots()[0].pem, root.certificate_pem());
     let other = self::root();
     assert!(Root::from_pem(&root.certificate_pem(), &other.key_pem()).is_err());
-    let leaf = &svid.chain_pem()[0];
+    let leaf = &svid.chain()[0].pem;
     assert!(Root::from_pem(leaf, &root.key_pem()).is_err());
 }
 

@@ -51,18 +51,32 @@ struct MatchText {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(untagged)]
 enum StringText {
+    Test(TestText),
+    Bare(BareText),
+}
+
+#[derive(Debug, Deserialize)]
+enum TestText {
     Exact(String),
     Prefix(String),
     Suffix(String),
+    /// The dump shows it with an empty list.
+    Presence([String; 0]),
+}
+
+#[derive(Debug, Deserialize)]
+enum BareText {
     Presence,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct AccountText {
     namespace: String,
-    name: String,
+    #[serde(alias = "name")]
+    service_account: String,
 }
 
 /// A policy of the model.
@@ -115,10 +129,12 @@ fn known<T>(values: Vec<T>) -> Vec<Value<T>> {
 
 fn strings(texts: Vec<StringText>) -> Vec<Value<StringMatch>> {
     let value = |text| match text {
-        StringText::Exact(text) => StringMatch::Exact(text.into()),
-        StringText::Prefix(text) => StringMatch::Prefix(text.into()),
-        StringText::Suffix(text) => StringMatch::Suffix(text.into()),
-        StringText::Presence => StringMatch::Presence,
+        StringText::Test(TestText::Exact(text)) => StringMatch::Exact(text.into()),
+        StringText::Test(TestText::Prefix(text)) => StringMatch::Prefix(text.into()),
+        StringText::Test(TestText::Suffix(text)) => StringMatch::Suffix(text.into()),
+        StringText::Test(TestText::Presence([])) | StringText::Bare(BareText::Presence) => {
+            StringMatch::Presence
+        }
     };
     known(texts.into_iter().map(value).collect())
 }
@@ -126,7 +142,7 @@ fn strings(texts: Vec<StringText>) -> Vec<Value<StringMatch>> {
 fn accounts(texts: Vec<AccountText>) -> Vec<Value<ServiceAccount>> {
     let value = |text: AccountText| ServiceAccount {
         namespace: text.namespace.into(),
-        name: text.name.into(),
+        name: text.service_account.into(),
     };
     known(texts.into_iter().map(value).collect())
 }

@@ -413,17 +413,21 @@ async fn the_dump_has_istio_s_shape_and_no_key() {
         entry["certChain"][0]["expirationTime"],
         "2027-01-15T09:00:00Z"
     );
-    assert!(
-        !entry["certChain"][0]["serialNumber"]
-            .as_str()
-            .unwrap()
-            .is_empty()
-    );
     assert_eq!(entry["rootCerts"].as_array().unwrap().len(), 1);
     let text = dump.to_string();
     assert!(!text.contains("PRIVATE"));
     for part in ["certChain", "rootCerts"] {
         use base64::Engine;
+        // istioctl reads it as a decimal number and times as RFC 3339, for roots, too.
+        let serial = entry[part][0]["serialNumber"].as_str().unwrap();
+        assert!(
+            !serial.is_empty() && serial.bytes().all(|byte| byte.is_ascii_digit()),
+            "{part} {serial}"
+        );
+        for end in ["validFrom", "expirationTime"] {
+            let end = entry[part][0][end].as_str().unwrap();
+            assert!(end.ends_with('Z'), "{part} {end}");
+        }
         let pem = entry[part][0]["pem"].as_str().unwrap();
         let pem = base64::engine::general_purpose::STANDARD
             .decode(pem)

@@ -91,6 +91,36 @@ async fn readiness_names_what_is_pending() {
 }
 
 #[tokio::test]
+async fn levels_are_shown_and_changed_by_the_queries_of_istioctl() {
+    let (logging, _subscriber) =
+        Logging::build(LogFormat::Plain, "info,access=off", io::sink()).unwrap();
+    let (quit, _quits) = mpsc::channel(1);
+    let address = start(admin::routes(&logging, quit)).await;
+    for (query, levels) in [
+        ("?level=", "info,access=off"),
+        ("?level=debug", "debug,access=off"),
+        ("?level=access:debug,info", "info,access=debug"),
+        (
+            "?level=ztunnel::proxy:trace",
+            "info,access=debug,ztunnel::proxy=trace",
+        ),
+        ("?level=off", "off,access=debug,ztunnel::proxy=trace"),
+        ("?level=info&reset", "info,access=off"),
+        ("?level=xds%3Ddebug", "info,access=off,xds=debug"),
+        ("?reset", "info,access=off"),
+    ] {
+        let (status, text) = call(address, "POST", &format!("/logging{query}"), "").await;
+        assert_eq!(status, 200, "{query}: {text}");
+        assert_eq!(text, format!("current log level is {levels}\n"), "{query}");
+    }
+    for wrong in ["?level=loud", "?level=access", "?level=a:loud"] {
+        let (status, _) = call(address, "POST", &format!("/logging{wrong}"), "").await;
+        assert_eq!(status, 400, "{wrong}");
+    }
+    assert_eq!(call(address, "GET", "/logging", "").await.0, 405);
+}
+
+#[tokio::test]
 async fn the_format_of_metrics_follows_accept() {
     let registry = Registry::default();
     registry

@@ -333,7 +333,7 @@ fn svid(root: &Root, text: &str, revocations: &Revocations) -> Arc<Svid> {
 fn take_back(root: &Root, svid: &Svid) -> Lists {
     let key = KeyPair::from_pem(&root.key_pem()).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&root.certificate_pem(), key).unwrap();
-    let der = super::pem_body(&svid.chain_pem()[0]);
+    let der = super::pem_body(&svid.chain()[0].pem);
     let list = params(&[serial(&der)]).signed_by(&issuer).unwrap();
     Lists::read(list.pem().unwrap().as_bytes()).unwrap()
 }
