@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/citadel.proto",
@@ -10,6 +10,8 @@ const FILES: [&str; 7] = [
     "envoy/config/core/v3/base.proto",
     "envoy/service/discovery/v3/ads.proto",
     "google/rpc/status.proto",
+    "opentelemetry/proto/collector/logs/v1/logs_service.proto",
+    "opentelemetry/proto/collector/trace/v1/trace_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

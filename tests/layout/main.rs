@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["ambit-runtime", "ambit-relay", "ambit-tls", "ambit-objects"],
     ),
     ("L2", &["ambit-control", "ambit-hbone", "ambit-observe"]),
-    ("L3", &["ambit-identity", "ambit-xds"]),
+    ("L3", &["ambit-identity", "ambit-xds", "ambit-otlp"]),
     (
         "L4 programs",
         &[

@@ -17,12 +17,13 @@ use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_identity::{CaIssuer, Certificates, Renewer};
 use ambit_net::listen::TcpListen;
 use ambit_net::netns::Netns;
-use ambit_observe::access::AccessLog;
+use ambit_observe::access::{AccessLog, Sink};
 use ambit_observe::logging::{LogFormat, Logging};
 use ambit_observe::metrics::Registry;
 use ambit_observe::server::{Answer, Routes};
 use ambit_observe::version::Version;
 use ambit_observe::{admin, process, server};
+use ambit_otlp::{Exporter, Finish};
 use ambit_proto::discovery::Node;
 use ambit_proto::type_url;
 use ambit_runtime::clock::Clock;
@@ -98,6 +99,7 @@ struct Proxy {
     pods: Pods,
     shared: Arc<Shared>,
     stopping: Arc<std::sync::atomic::AtomicBool>,
+    finish: Option<Finish>,
 }
 
 impl Proxy {
@@ -107,14 +109,7 @@ impl Proxy {
         quit: mpsc::Sender<()>,
         draining: Draining,
     ) -> anyhow::Result<Self> {
-        let descriptors = ambit_net::limits::raise_nofile()?;
-        let shown = serde_json::to_string(&settings)?;
-        tracing::info!(
-            version = Version::of("").version,
-            descriptors,
-            config = shown,
-            "starting"
-        );
+        announce(&settings)?;
         let registry = Registry::new(settings.metrics);
         registry.show_itself();
         drop(tasks::spawn(
@@ -126,16 +121,15 @@ impl Proxy {
         process::register(&registry, Some(&tokio::runtime::Handle::current()));
         Version::of(&settings.version_tag).register("ztunnel", &registry);
         let tunnels = tunnels(&settings);
-        let asks = settings.xds_on_demand && matches!(settings.xds, Source::ControlPlane(_));
-        let demand = asks.then(|| Demand::new(&registry));
-        let access = AccessLog::new(logging).filtered(settings.access_log_filter.clone());
         let (revocation, lists) = Revocation::start(settings.crl_path.as_deref())?;
         let revocation = Arc::new(revocation);
         if let Some(lists) = lists {
             revocation::register(&registry, &revocation);
-            let looked_after = revocation::keep(Arc::clone(&revocation), lists);
-            drop(tasks::spawn("revocation lists", looked_after));
+            let kept = revocation::keep(Arc::clone(&revocation), lists);
+            drop(tasks::spawn("revocation lists", kept));
         }
+        let demand = demand(&settings, &registry);
+        let (access, finish) = records(&settings, logging, &registry)?;
         let shared = Arc::new(Shared {
             store: Default::default(),
             settings,
@@ -191,6 +185,7 @@ impl Proxy {
             pods,
             shared,
             stopping,
+            finish,
         })
     }
 
@@ -209,7 +204,55 @@ impl Proxy {
         }
         self.threads.stop();
         self.dns.stop();
+        if let Some(finish) = self.finish {
+            finish.wait(FLUSH).await;
+        }
     }
+}
+
+/// Says what starts, and how it was told to.
+fn announce(settings: &Settings) -> anyhow::Result<()> {
+    let descriptors = ambit_net::limits::raise_nofile()?;
+    tracing::info!(
+        version = Version::of("").version,
+        descriptors,
+        config = serde_json::to_string(settings)?,
+        "starting"
+    );
+    Ok(())
+}
+
+/// What asks for resources, where not all of the mesh is subscribed. A file is whole.
+fn demand(settings: &Settings, registry: &Registry) -> Option<Demand> {
+    let asks = settings.xds_on_demand && matches!(settings.xds, Source::ControlPlane(_));
+    asks.then(|| Demand::new(registry))
+}
+
+/// Where records go, and how to end their export.
+fn records(
+    settings: &Settings,
+    logging: &Logging,
+    registry: &Registry,
+) -> anyhow::Result<(AccessLog, Option<Finish>)> {
+    let (export, finish) = exporter(settings, registry)?;
+    let access = AccessLog::new(logging)
+        .filtered(settings.access_log_filter.clone())
+        .with_sink(export);
+    Ok((access, finish))
+}
+
+/// The exporter of records and spans, where there is a collector.
+type Export = (Option<Arc<dyn Sink>>, Option<Finish>);
+
+fn exporter(settings: &Settings, registry: &Registry) -> anyhow::Result<Export> {
+    let Some(wanted) = &settings.otlp else {
+        return Ok((None, None));
+    };
+    let (exporter, task, finish) =
+        Exporter::new(wanted, settings.compliance_policy.key_exchange(), registry)
+            .context("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+    drop(tasks::spawn("export", task));
+    Ok((Some(exporter), Some(finish)))
 }
 
 fn tunnels(settings: &Settings) -> TunnelSettings {

@@ -24,7 +24,7 @@ use ambit_model::service::Service;
 use ambit_model::view::View;
 use ambit_model::workload::Workload;
 use ambit_net::original_dst::canonical;
-use ambit_observe::access::Direction;
+use ambit_observe::access::{Direction, Trace};
 use ambit_observe::traffic::Reporter;
 use ambit_relay::{relay, tcp};
 use ambit_runtime::tasks::spawn_local;
@@ -32,6 +32,7 @@ use ambit_tls::{Limits, Lineage, Peer, ServerStream};
 use ambit_wire::Authority;
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
+use ambit_wire::trace::TraceParent;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -39,7 +40,7 @@ use tokio::net::TcpStream;
 use crate::busy::Work;
 use crate::dial;
 use crate::live::{Decided, Guard};
-use crate::outbound::said;
+use crate::outbound::{new_trace, said};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -139,6 +140,8 @@ struct Asked {
     /// What the peer says of its workload, and which service its client addressed. Telemetry only.
     said: Option<Box<Baggage>>,
     host: Option<Arc<str>>,
+    /// The trace it belongs to. Telemetry only.
+    trace: Trace,
     /// It came through a gateway from another network: the address it came from is the gateway's.
     elsewhere: bool,
 }
@@ -154,8 +157,24 @@ impl Asked {
             proof: exchange.peer().lineage().cloned(),
             said: said(&request.headers),
             host: forwarded.and_then(|forwarded| forwarded.host),
+            trace: trace(&request.headers),
             elsewhere: from_elsewhere(&request.headers, network),
         }
+    }
+}
+
+/// The trace that a request says it belongs to, or a new one.
+fn trace(headers: &HeaderMap) -> Trace {
+    let told = headers.get("traceparent");
+    let told = told.and_then(|value| TraceParent::parse(value.as_bytes()).ok());
+    let own = new_trace();
+    match told {
+        None => own,
+        Some(parent) => Trace {
+            trace_id: parent.trace_id,
+            span_id: own.span_id,
+            parent_id: Some(parent.parent_id),
+        },
     }
 }
 
@@ -186,6 +205,7 @@ async fn carry(
     let asked = Asked::of(&exchange, &pod.worker.shared.settings.network);
     record.authority = Some(asked.authority.clone());
     record.source.identity = Some(asked.peer.clone());
+    record.trace = Some(asked.trace);
     let opened = tokio::select! {
         biased;
         // Boxed: what the beginning needs is not to lie in every connection for as long as it lives.

@@ -19,7 +19,7 @@ use ambit_model::text::Text;
 use ambit_model::workload::Workload;
 use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
-use ambit_observe::access::Direction;
+use ambit_observe::access::{Direction, Trace};
 use ambit_relay::{relay, tcp};
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
@@ -251,11 +251,19 @@ impl Connection<'_> {
     ) -> Result<Onward, Outcome> {
         let way = match route {
             Route::Plain { to, .. } => {
+                record.trace = Some(new_trace());
                 return Ok(Onward::Plain(dial::plain(self.pod, *to, limit).await?));
             }
             Route::Tunnel(way) => way,
         };
-        let headers = self.headers(way);
+        let trace = TraceParent::root(fastrand::u128(..), fastrand::u64(..));
+        // The tunnel's other end is told of this connection's span as its parent.
+        record.trace = Some(Trace {
+            trace_id: trace.trace_id,
+            span_id: trace.parent_id,
+            parent_id: None,
+        });
+        let headers = self.headers(way, trace);
         let through = dial::tunnel(self.pod, &self.source, way, headers, limit).await?;
         if way.beyond.is_some() {
             // Which of the workloads over there it is, only the answer says.
@@ -270,7 +278,7 @@ impl Connection<'_> {
     }
 
     /// What the CONNECT says besides its authority.
-    fn headers(&self, way: &Tunnel) -> HeaderMap {
+    fn headers(&self, way: &Tunnel, trace: TraceParent) -> HeaderMap {
         let mut headers = HeaderMap::with_capacity(3);
         if let Some(baggage) = self.pod.baggage(&self.source) {
             headers.insert(HeaderName::from_static("baggage"), baggage);
@@ -283,7 +291,6 @@ impl Connection<'_> {
                 .map(|service| Arc::from(service.key.hostname.as_str())),
         };
         insert(&mut headers, "forwarded", &forwarded.to_string());
-        let trace = TraceParent::root(fastrand::u128(..), fastrand::u64(..));
         insert(&mut headers, "traceparent", &trace.to_string());
         headers
     }
@@ -305,6 +312,16 @@ pub(crate) fn said(headers: &HeaderMap) -> Option<Box<Baggage>> {
         let _ = said.merge(value.as_bytes());
     }
     (*said != Baggage::default()).then_some(said)
+}
+
+/// A trace that nobody else is told of.
+pub(crate) fn new_trace() -> Trace {
+    let root = TraceParent::root(fastrand::u128(..), fastrand::u64(..));
+    Trace {
+        trace_id: root.trace_id,
+        span_id: root.parent_id,
+        parent_id: None,
+    }
 }
 
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {

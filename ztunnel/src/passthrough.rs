@@ -23,7 +23,7 @@ use crate::busy::Work;
 use crate::dial;
 use crate::inbound::{service, unresolved};
 use crate::live::{Decided, Guard};
-use crate::outbound::refuse;
+use crate::outbound::{new_trace, refuse};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -55,7 +55,9 @@ async fn begin(
     let destination =
         original_destination(client).map_err(|error| Outcome::because(Reason::Io, error))?;
     record.destination_address = Some(destination);
-    let local = pod.workload().await.ok_or(Reason::UnknownDestination)?;
+    record.trace = Some(new_trace());
+    let local = pod.workload(destination.ip()).await;
+    let local = local.ok_or(Reason::UnknownDestination)?;
     let mut decided = decide(pod, &local, destination, record);
     if unresolved(&decided) && Box::pin(pod.policies_known()).await {
         decided = decide(pod, &local, destination, record);

@@ -18,7 +18,7 @@ use ambit_model::identity::Identity;
 use ambit_model::reason::{NO_FLAG, Reason};
 use ambit_model::service::Service;
 use ambit_model::workload::Workload;
-use ambit_observe::access::{self, Direction};
+use ambit_observe::access::{self, Direction, Trace};
 use ambit_observe::labels::Labels;
 use ambit_observe::metrics::Handle;
 use ambit_observe::traffic::{self, Reporter, Side, Tcp, Traffic};
@@ -197,6 +197,8 @@ pub struct Record {
     pub destination_address: Option<SocketAddr>,
     /// The tunnel's authority.
     pub authority: Option<Authority>,
+    /// Its place in a trace.
+    pub trace: Option<Trace>,
     counters: Option<Handle<Tcp>>,
     sent: Cell<u64>,
     received: Cell<u64>,
@@ -217,6 +219,7 @@ impl Record {
             source_address: source,
             destination_address: None,
             authority: None,
+            trace: None,
             counters: None,
             sent: Cell::new(0),
             received: Cell::new(0),
@@ -344,6 +347,7 @@ impl Record {
             bytes_received: received,
             duration: self.started.elapsed(),
             error,
+            trace: self.trace,
         });
     }
 }

@@ -236,6 +236,26 @@ pub struct Record<'a> {
     pub duration: Duration,
     /// Why it failed, if it did.
     pub error: Option<&'a dyn Shown>,
+    /// Its place in a trace. Not in the log.
+    pub trace: Option<Trace>,
+}
+
+/// The place of a connection in a trace (W3C Trace Context). No id is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    /// The trace.
+    pub trace_id: u128,
+    /// This connection, as one proxy sees it.
+    pub span_id: u64,
+    /// What caused it, if that is known.
+    pub parent_id: Option<u64>,
+}
+
+/// Takes records besides the log.
+pub trait Sink: fmt::Debug + Send + Sync {
+    /// Takes a record on the thread of its connection, so without waiting; `admitted` says whether it is one for the log by the
+    /// filter by expression.
+    fn take(&self, record: &Record<'_>, admitted: bool);
 }
 
 impl Record<'_> {
@@ -284,6 +304,33 @@ impl Record<'_> {
     }
 }
 
+impl Record<'_> {
+    /// Hands out every text of the record that is there, by its key in the log, but the error.
+    pub fn each(&self, mut text: impl FnMut(&'static str, &str)) {
+        let mut known = |key, value: &str| {
+            if !value.is_empty() {
+                text(key, value);
+            }
+        };
+        let shown = |value: Option<&dyn Shown>| value.map(ToString::to_string).unwrap_or_default();
+        let address =
+            |value: Option<SocketAddr>| value.map(|at| at.to_string()).unwrap_or_default();
+        known("src.addr", &address(self.source_address));
+        known("src.workload", self.source.workload);
+        known("src.namespace", self.source.namespace);
+        known("src.identity", &shown(self.source.identity));
+        known("src.cluster", self.source.cluster);
+        known("dst.addr", &address(self.destination_address));
+        known("dst.hbone_addr", &shown(self.hbone_address));
+        known("dst.service", self.service);
+        known("dst.workload", self.destination.workload);
+        known("dst.namespace", self.destination.namespace);
+        known("dst.identity", &shown(self.destination.identity));
+        known("dst.cluster", self.destination.cluster);
+        known("direction", self.direction.as_str());
+    }
+}
+
 impl Endpoint<'_> {
     fn write(&self, [workload, namespace, identity, cluster]: [&str; 4], line: &mut Line) {
         let mut text = |key: &str, value: &str| {
@@ -308,6 +355,8 @@ pub const TARGET: &str = "access";
 pub struct AccessLog {
     writer: LogWriter,
     format: LogFormat,
+    filter: Option<Arc<Filter>>,
+    sink: Option<Arc<dyn Sink>>,
 }
 
 impl AccessLog {
@@ -316,12 +365,34 @@ impl AccessLog {
         Self {
             writer: logging.writer().clone(),
             format: logging.format(),
+            filter: None,
+            sink: None,
         }
     }
 
     /// Through `writer`, in `format`.
     pub fn to(writer: LogWriter, format: LogFormat) -> Self {
-        Self { writer, format }
+        Self {
+            writer,
+            format,
+            filter: None,
+            sink: None,
+        }
+    }
+
+    /// The same, for the records alone that `filter` admits, if there is one.
+    #[must_use]
+    pub fn filtered(self, filter: Option<Filter>) -> Self {
+        Self {
+            filter: filter.map(Arc::new),
+            ..self
+        }
+    }
+
+    /// The same, with every record also given to `sink`, if there is one.
+    #[must_use]
+    pub fn with_sink(self, sink: Option<Arc<dyn Sink>>) -> Self {
+        Self { sink, ..self }
     }
 
     /// Writes `record` unless the level filter is above it, or the filter by expression does not admit it.
@@ -330,7 +401,15 @@ impl AccessLog {
             None => tracing::enabled!(target: "access", tracing::Level::INFO),
             Some(_) => tracing::enabled!(target: "access", tracing::Level::ERROR),
         };
-        if wanted {
+        if !wanted && self.sink.is_none() {
+            return;
+        }
+        let admits = |filter: &Arc<Filter>| filter.admits(record);
+        let admitted = self.filter.as_ref().is_none_or(admits);
+        if let Some(sink) = &self.sink {
+            sink.take(record, admitted);
+        }
+        if wanted && admitted {
             self.writer.submit(record.line(self.format));
         }
     }

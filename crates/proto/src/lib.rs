@@ -62,6 +62,85 @@ pub mod google {
     }
 }
 
+/// `opentelemetry.proto.*`: log records and spans, and where they are sent.
+pub mod opentelemetry {
+    /// Package level.
+    pub mod proto {
+        /// `opentelemetry.proto.common.v1`: named values.
+        pub mod common {
+            /// Package level.
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.common.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.resource.v1`: who speaks.
+        pub mod resource {
+            /// Package level.
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.resource.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.logs.v1`: log records.
+        pub mod logs {
+            /// Package level.
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.logs.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.trace.v1`: spans.
+        pub mod trace {
+            /// Package level.
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.trace.v1");
+            }
+        }
+
+        /// `opentelemetry.proto.collector`: the services that take them.
+        pub mod collector {
+            /// Package level.
+            pub mod logs {
+                /// Package level.
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.logs.v1");
+                }
+            }
+
+            /// Package level.
+            pub mod trace {
+                /// Package level.
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+                }
+            }
+        }
+    }
+}
+
+/// Log records and spans with the services that take them.
+pub mod otlp {
+    pub use crate::opentelemetry::proto::collector::logs::v1::{
+        ExportLogsServiceRequest, ExportLogsServiceResponse, logs_service_client,
+        logs_service_server,
+    };
+    pub use crate::opentelemetry::proto::collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client,
+        trace_service_server,
+    };
+    pub use crate::opentelemetry::proto::common::v1::{
+        AnyValue, InstrumentationScope, KeyValue, any_value,
+    };
+    pub use crate::opentelemetry::proto::logs::v1::{
+        LogRecord, ResourceLogs, ScopeLogs, SeverityNumber,
+    };
+    pub use crate::opentelemetry::proto::resource::v1::Resource;
+    pub use crate::opentelemetry::proto::trace::v1::{
+        ResourceSpans, ScopeSpans, Span, Status, span, status,
+    };
+}
+
 pub use istio::workload::zds;
 
 /// The discovery protocol with the node identifier and the status it carries.

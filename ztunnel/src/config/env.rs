@@ -4,6 +4,8 @@
 //! rule below is tested without touching the process' environment. Every problem is reported, not
 //! only the first, so that a broken deployment is mended in one go.
 
+mod otlp;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -188,6 +190,9 @@ impl Reader {
             readiness_addr: wildcard(ipv6_enabled, 15021),
             log_filter: self.or("RUST_LOG", "info"),
             log_format: self.log_format(),
+            access_log_filter: self.access_log_filter(),
+            otlp: self.otlp(),
+            policy_info_logging: self.flag("AUTHZ_POLICY_INFO_LOGGING", false),
             metrics: self.metrics(),
             version_tag: self.or("ISTIO_META_ISTIO_VERSION", "unknown"),
         }

@@ -22,6 +22,7 @@ fn record<'a>() -> Record<'a> {
         bytes_received: 22,
         duration: Duration::from_millis(13),
         error: None,
+        trace: None,
     }
 }
 
