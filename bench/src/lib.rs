@@ -7,7 +7,8 @@
 //! hops with no encryption and no framing, placed by redirect rules where node proxies are: it bounds
 //! what any proxy in user space can do on this machine. Each shape of load ([`load`], [`http`]) runs on
 //! each pair in turn, several rounds of all, so that what else the machine does falls on all alike;
-//! medians are compared ([`report`]). [`tunnel`] compares node proxies, [`waypoint`] waypoints.
+//! medians are compared ([`report`]). [`tunnel`] compares node proxies, [`waypoint`] waypoints. [`scale`] compares
+//! meshes: what one of 50,000 workloads costs a node proxy beside one of 500.
 //!
 //! Absolute numbers say something about the machine. The ratios say something about the mesh.
 
@@ -16,6 +17,7 @@ pub mod load;
 pub mod place;
 pub mod relay;
 pub mod report;
+pub mod scale;
 pub mod tunnel;
 pub mod waypoint;
 pub mod window;

@@ -1,7 +1,7 @@
 //! Runs the measurements, or, as a child of itself, the limit's relay.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ambit_bench::place::AMBIT;
@@ -24,6 +24,8 @@ struct Arguments {
 enum What {
     /// Measure.
     Run(Run),
+    /// Measure what the size of the mesh costs a node proxy.
+    Scale(Scale),
     /// Be the bare relay, in the namespace this is started in.
     Relay {
         /// The port that redirect rules lead to.
@@ -60,6 +62,16 @@ struct Run {
     json: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Scale {
+    /// Rounds; medians are shown.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Also write everything here, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -73,6 +85,10 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         What::Relay { port, threads } => relay::run(&Netns::current()?, port, threads),
         What::Run(run) => measure(&run),
+        What::Scale(scale) => {
+            let table = ambit_bench::scale::measure(scale.rounds, say)?;
+            report(&[table], scale.json.as_deref())
+        }
     }
 }
 
@@ -91,10 +107,14 @@ fn measure(run: &Run) -> Result<()> {
     if run.only.is_none_or(|only| only == Part::Waypoint) {
         tables.push(waypoint::compare(effort, say)?);
     }
-    for table in &tables {
+    report(&tables, run.json.as_deref())
+}
+
+fn report(tables: &[Table], json: Option<&Path>) -> Result<()> {
+    for table in tables {
         say(&format!("\n{}", table.markdown()));
     }
-    if let Some(path) = &run.json {
+    if let Some(path) = json {
         let all: Vec<_> = tables.iter().map(Table::json).collect();
         fs::write(path, format!("{:#}\n", serde_json::Value::from(all)))
             .context("the JSON file")?;

@@ -24,7 +24,7 @@ use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::network::{CONTROLLER, CONTROLLER_NAME};
 use crate::world::World;
@@ -37,6 +37,9 @@ const DELTA: &str =
 /// A gRPC message's prefix: a flag and four bytes of length.
 const PREFIX: usize = 5;
 
+/// Responses on their way to one stream.
+const PUSHES: usize = 4096;
+
 /// What is sent, by type; a type not named is answered with nothing.
 pub type Script = Vec<(&'static str, Vec<Resource>)>;
 
@@ -44,6 +47,7 @@ pub type Script = Vec<(&'static str, Vec<Resource>)>;
 #[derive(Debug)]
 pub struct Discovery {
     told: Arc<Mutex<Vec<DeltaDiscoveryRequest>>>,
+    pushes: broadcast::Sender<DeltaDiscoveryResponse>,
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -70,9 +74,11 @@ impl Discovery {
         listener.set_nonblocking(true)?;
         let told = Arc::new(Mutex::new(Vec::new()));
         let (end, ended) = oneshot::channel();
+        let (pushes, _) = broadcast::channel(PUSHES);
         let shared = Arc::new(Shared {
             script,
             told: Arc::clone(&told),
+            pushes: pushes.clone(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -89,9 +95,16 @@ impl Discovery {
             })?;
         Ok(Self {
             told,
+            pushes,
             end: Some(end),
             thread: Some(thread),
         })
+    }
+
+    /// Sends a response to every stream that is open. A client that acknowledges it repeats its nonce.
+    pub fn push(&self, response: DeltaDiscoveryResponse) {
+        // Without a stream there is nobody to send it to.
+        let _ = self.pushes.send(response);
     }
 
     /// What clients said of a type, in order: subscriptions, acknowledgements, refusals.
@@ -117,6 +130,7 @@ impl Drop for Discovery {
 struct Shared {
     script: Script,
     told: Arc<Mutex<Vec<DeltaDiscoveryRequest>>>,
+    pushes: broadcast::Sender<DeltaDiscoveryResponse>,
 }
 
 async fn accept(listener: StdListener, tls: grpc::Server, shared: Arc<Shared>) {
@@ -171,7 +185,19 @@ fn answer(
 async fn converse(mut body: Incoming, send: mpsc::Sender<Bytes>, shared: Arc<Shared>) {
     let mut buffer = BytesMut::new();
     let mut answered: Vec<String> = Vec::new();
-    while let Some(Ok(frame)) = body.frame().await {
+    let mut pushes = shared.pushes.subscribe();
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            pushed = pushes.recv() => {
+                let pushed = pushed.expect("fewer pushes at once than room for them");
+                if send.send(framed(&pushed)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let Some(Ok(frame)) = frame else { return };
         let Ok(data) = frame.into_data() else { return };
         buffer.extend_from_slice(&data);
         while let Some(message) = take(&mut buffer) {
