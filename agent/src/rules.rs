@@ -19,7 +19,11 @@
 //!
 //! The proxy reaches the application with the client's own address as source. The connection mark
 //! set by [`Chain::MarkIn`] is copied to the application's answers, so that policy routing
-//! sends these back over `lo` to the proxy and not out of the pod.
+//! sends these back over `lo` to the proxy and not out of the pod. The port beside that address is
+//! picked by the pod's kernel, and the client, on a kernel of its own, may be using the same one
+//! with the same application. Connection tracking must not take the two for one connection: what
+//! the proxy sends is looked up in a zone of its own ([`PROXY_ZONE`]), and where the application
+//! could not tell the two apart either, the kernel's NAT picks another port.
 //!
 //! # Not done here
 //! UDP other than DNS, ICMP and SCTP are left alone. A container with `CAP_NET_ADMIN` can change
@@ -47,6 +51,9 @@ pub const TAG_MARK: u32 = 0x111;
 /// The connection-tracking zone of the proxy's own DNS queries: they must not share port pairs
 /// with the query of the application that caused them.
 pub const DNS_ZONE: u16 = 1;
+/// The connection-tracking zone of the proxy's connections to the application, in the direction
+/// from the proxy only: the application's answers carry no mark by which to find a zone.
+pub const PROXY_ZONE: u16 = 2;
 /// The address from which health probes of the node reach an enrolled pod, when that exemption is on.
 pub const PROBE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// As [`PROBE_V4`], for IPv6.
@@ -59,7 +66,7 @@ pub const PROBE_V6: Ipv6Addr = Ipv6Addr::new(
 pub enum Chain {
     /// Inbound, before connection tracking: zones for DNS.
     RawIn,
-    /// Outbound, before connection tracking: zones for DNS.
+    /// Outbound, before connection tracking: zones for what the proxy sends.
     RawOut,
     /// Inbound: tags the proxy's connections to the application.
     MarkIn,
@@ -176,6 +183,9 @@ pub enum Action {
     CopyMark,
     /// The packet is tracked in this zone.
     Zone(u16),
+    /// The connection that the packet opens is tracked in this zone in the packet's direction, and
+    /// in the default zone in the other one.
+    ZoneOneWay(u16),
 }
 
 /// One rule.
@@ -234,7 +244,7 @@ impl Default for Options {
 pub fn capture(options: &Options) -> RuleSet {
     let mut set = drain();
     if options.dns {
-        set.chains.extend([Chain::RawIn, Chain::RawOut]);
+        set.chains.push(Chain::RawIn);
         set.rules.extend(dns_zones());
     }
     set.rules.extend(inbound(options));
@@ -264,8 +274,20 @@ pub fn capture(options: &Options) -> RuleSet {
 #[must_use]
 pub fn drain() -> RuleSet {
     RuleSet {
-        chains: vec![Chain::MarkIn, Chain::MarkOut, Chain::In, Chain::Out],
+        chains: vec![
+            Chain::RawOut,
+            Chain::MarkIn,
+            Chain::MarkOut,
+            Chain::In,
+            Chain::Out,
+        ],
         rules: vec![
+            rule(
+                Chain::RawOut,
+                vec![Match::ToLoopback(true), Match::Tcp, Match::ProxyMark(true)],
+                Action::ZoneOneWay(PROXY_ZONE),
+                "proxy to application",
+            ),
             rule(
                 Chain::MarkIn,
                 vec![Match::FromLoopback(true), Match::ProxyMark(true)],

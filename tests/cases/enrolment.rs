@@ -1,5 +1,7 @@
 //! In and out of the mesh, by labels, under load.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -13,6 +15,8 @@ fn plan() -> Plan {
         .namespace("mesh", &[AMBIENT])
         .namespace("late", &[])
         .pod("mesh/client", 1)
+        .namespace("outside", &[])
+        .pod("outside/plain", 1)
         .pod("late/server", 2)
         .pod_with("late/none", 2, |pod| {
             pod.label("istio.io/dataplane-mode", "none")
@@ -116,6 +120,49 @@ fn a_namespace_goes_in_and_out_under_load_without_one_failed_connection() {
         );
     }
     assert_eq!(load.end(), Vec::<String>::new(), "no connection failed");
+}
+
+/// The range from which a pod's kernel takes the source ports of connections.
+fn set_ports(pod: &Pod, range: &str) {
+    let setting = format!("net.ipv4.ip_local_port_range={range}");
+    let output = pod.command("sysctl").args(["-qw", &setting]).output();
+    assert!(output.unwrap().status.success(), "{setting}");
+}
+
+const FEW: &str = "32768 32773";
+const USUAL: &str = "32768 60999";
+
+#[test]
+fn a_source_port_that_the_client_uses_itself_does_no_harm() {
+    // The proxy speaks to the application from the client's address and from a port that its own
+    // kernel picks, which knows nothing of the ports that the client has in use. Here it has no
+    // other ones to pick from.
+    let world = WORLD.alone();
+    let _app = world.pod("late/server").serve_echo(9303);
+    let (client, server) = (world.pod("outside/plain"), world.pod("late/server"));
+    let (key, value) = AMBIENT;
+    world.label_namespace("late", key, Some(value));
+    world.wait_protocol("late/server", "HBONE");
+    set_ports(client, FEW);
+    let held = (0..6).map(|_| client.connect("late/server:9303").unwrap());
+    let mut held: Vec<TcpStream> = held.collect();
+    held.iter_mut().for_each(echoes);
+    set_ports(client, USUAL);
+    set_ports(server, FEW);
+    let reached = client.reaches("late/server:9303");
+    set_ports(server, USUAL);
+    assert!(reached, "a connection beside those that hold the ports");
+    held.iter_mut().for_each(echoes);
+    drop(held);
+    world.label_namespace("late", key, None);
+    world.wait_protocol("late/server", "TCP");
+}
+
+fn echoes(stream: &mut TcpStream) {
+    let mut answer = [0; 4];
+    stream.write_all(b"live").unwrap();
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"live");
 }
 
 #[test]

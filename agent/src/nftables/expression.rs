@@ -160,6 +160,16 @@ impl Expressions {
                 self.immediate(&zone.to_ne_bytes());
                 self.set_tracking(Tracking::Zone);
             }
+            Action::ZoneOneWay(zone) => {
+                /// `IP_CT_DIR_ORIGINAL`.
+                const ORIGINAL: u8 = 0;
+                self.immediate(&zone.to_ne_bytes());
+                let mut data = Attributes::new();
+                data.number(2, Tracking::Zone as u32)
+                    .bytes(3, &[ORIGINAL])
+                    .number(4, REGISTER);
+                self.add("ct", data);
+            }
         }
     }
 

@@ -129,6 +129,16 @@ fn probes_pass_only_when_the_exemption_is_on() {
 }
 
 #[test]
+fn what_the_proxy_sends_to_the_application_has_a_zone_of_its_own_to_the_end() {
+    for set in [capture(&Options::default()), drain()] {
+        let zoned = |rule: &&Rule| rule.then == Action::ZoneOneWay(super::PROXY_ZONE);
+        let rule = set.rules.iter().find(zoned).unwrap();
+        assert_eq!(rule.chain, Chain::RawOut);
+        assert!(rule.when.contains(&Match::ProxyMark(true)));
+    }
+}
+
+#[test]
 fn draining_redirects_nothing_and_drops_nothing() {
     let set = drain();
     assert!(set.chains.contains(&Chain::In) && set.chains.contains(&Chain::Out));
