@@ -56,16 +56,25 @@ impl Dial<'_> {
     /// [`Error::Timeout`] and [`Error::Connect`] are the peer's; the rest is the environment's
     /// (capabilities, descriptors) or the caller's ([`Error::FamilyMismatch`]).
     pub async fn connect(&self) -> Result<TcpStream> {
-        let socket = TcpSocket::from_std_stream(self.prepare()?.into());
-        match tokio::time::timeout(self.timeout, socket.connect(canonical(self.to))).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(self.blame(error)),
-            Err(_elapsed) => Err(Error::Timeout(self.timeout)),
+        let mut tries = match self.source {
+            Some(_) => BORROWED_PORT_TRIES,
+            None => 0,
+        };
+        loop {
+            let port = (tries > 0).then(borrowed_port);
+            let socket = TcpSocket::from_std_stream(self.prepare(port)?.into());
+            let attempt = socket.connect(canonical(self.to));
+            match tokio::time::timeout(self.timeout, attempt).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if tries > 0 && lacks_port(&error) => tries -= 1,
+                Ok(Err(error)) => return Err(self.blame(error)),
+                Err(_elapsed) => return Err(Error::Timeout(self.timeout)),
+            }
         }
     }
 
     /// Makes and configures the socket; only its making happens in the other namespace.
-    fn prepare(&self) -> Result<Socket> {
+    fn prepare(&self, port: Option<u16>) -> Result<Socket> {
         let to = canonical(self.to);
         let domain = Domain::for_address(to);
         let kind = Type::STREAM.nonblocking().cloexec();
@@ -84,6 +93,10 @@ impl Dial<'_> {
         if let Some(source) = self.source {
             speak_from(&socket, source.to_canonical(), to)?;
         }
+        if let Some(port) = port {
+            // Linux before 6.3 does not know the option: the kernel picks among all ports then.
+            let _unknown = options::local_ports(&socket, port..=port);
+        }
         Ok(socket)
     }
 
@@ -91,15 +104,38 @@ impl Dial<'_> {
     fn blame(&self, error: io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::TimedOut => Error::Timeout(self.timeout),
-            io::ErrorKind::AddrNotAvailable
-            | io::ErrorKind::AddrInUse
-            | io::ErrorKind::PermissionDenied => Error::System {
-                call: "connect",
-                source: error,
-            },
+            _ if lacks_port(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
+                Error::System {
+                    call: "connect",
+                    source: error,
+                }
+            }
             _ => Error::Connect(error),
         }
     }
+}
+
+/// Which ports go with a borrowed address first.
+///
+/// The address's owner, on another kernel, may have a port in use with the same destination, and the
+/// destination could not tell the two connections apart. Linux takes ports for `connect` in steps of
+/// two from the bottom of its range, 32768 to 60999 unless set otherwise, and turns to the odd ones
+/// when no even one is left. So the odd ones are free at most owners.
+const BORROWED_PORTS: std::ops::RangeInclusive<u16> = 32769..=60999;
+
+/// How many of these are tried before any port will do. With half of them in use at one destination,
+/// one connection in eight comes to that; a try in vain costs a socket.
+const BORROWED_PORT_TRIES: u32 = 3;
+
+fn borrowed_port() -> u16 {
+    fastrand::u16(BORROWED_PORTS) | 1
+}
+
+fn lacks_port(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
+    )
 }
 
 /// Binds to an address that may belong to another machine, leaving the port to `connect`.
@@ -164,6 +200,28 @@ mod tests {
         };
         let _stream = dial.connect().await.unwrap();
         assert_eq!(listener.accept().unwrap().1.ip(), source);
+    }
+
+    #[tokio::test]
+    async fn a_borrowed_address_goes_with_ports_that_its_owner_picks_last() {
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let usual = range
+            .split_whitespace()
+            .eq(["32768", "60999"].iter().copied());
+        assert!(usual, "needs the usual range, not {range}");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut kept = Vec::new();
+        for _ in 0..20 {
+            let dial = Dial {
+                source: Some("127.9.8.6".parse().unwrap()),
+                ..Dial::new(to, SHORT)
+            };
+            kept.push((dial.connect().await.unwrap(), listener.accept().unwrap()));
+        }
+        for (_, (_, client)) in kept {
+            assert_eq!(client.port() % 2, 1, "{client}");
+        }
     }
 
     #[tokio::test]

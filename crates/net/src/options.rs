@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
@@ -49,6 +50,36 @@ pub fn keepalive(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
 /// The socket is not a TCP socket, or is gone.
 pub fn user_timeout(socket: &impl AsFd, after: Duration) -> io::Result<()> {
     SockRef::from(socket).set_tcp_user_timeout(Some(after))
+}
+
+/// Has the kernel pick the port of a `connect` from this range (`IP_LOCAL_PORT_RANGE`, for both
+/// address families). A bound outside the namespace's own range means that of the namespace.
+///
+/// # Errors
+///
+/// The kernel is older than Linux 6.3, the range is empty, or the socket is gone.
+#[expect(unsafe_code, reason = "nix has no wrapper for IP_LOCAL_PORT_RANGE")]
+pub fn local_ports(socket: &impl AsFd, ports: RangeInclusive<u16>) -> io::Result<()> {
+    /// From `linux/in.h`; the C library has no name for it yet.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    /// The size of the value.
+    const LENGTH: libc::socklen_t = 4;
+    let range = u32::from(*ports.end()) << 16 | u32::from(*ports.start());
+    // SAFETY: the pointer is to four bytes that outlive the call, and the kernel only reads them.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            IP_LOCAL_PORT_RANGE,
+            (&raw const range).cast(),
+            LENGTH,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes the next `close` of this socket a reset: unsent bytes are dropped and the peer sees
