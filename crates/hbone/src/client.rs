@@ -40,7 +40,7 @@ pub async fn handshake<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io, 0);
+    let turn = Turn::new(io, 0, settings);
     let handle = turn.handle();
     let (send, mut connection) = engine(settings)
         .handshake::<_, Piece>(turn)

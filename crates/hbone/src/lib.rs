@@ -28,6 +28,7 @@ pub mod client;
 mod ends;
 mod error;
 mod expiry;
+mod heads;
 mod inbox;
 mod keepalive;
 pub mod pool;

@@ -42,7 +42,7 @@ pub async fn serve<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io, PREFACE);
+    let turn = Turn::new(io, PREFACE, settings);
     let handle = turn.handle();
     let limit = settings.handshake_timeout;
     let mut start = std::pin::pin!(engine(settings).handshake::<_, Piece>(turn));

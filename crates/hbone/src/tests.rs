@@ -1,5 +1,7 @@
 //! Tests of tunnels end to end, in memory: ours against ours, and ours against scripted peers.
 
+mod frames;
+mod headers;
 mod hostile;
 mod pool;
 mod streams;

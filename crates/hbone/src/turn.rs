@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::ends::Ends;
-use crate::settings::TURN_BYTES;
+use crate::heads::{Heads, Read};
+use crate::settings::{Settings, TURN_BYTES};
 
 /// The connection, shared by the engine that reads and writes it and the driver that ends a turn.
 ///
@@ -25,18 +26,20 @@ struct Shared<T> {
     io: RefCell<T>,
     left: Cell<usize>,
     received: Cell<u64>,
+    heads: RefCell<Heads>,
     ends: RefCell<Ends>,
     unflushed: Cell<bool>,
 }
 
 impl<T> Turn<T> {
     /// Of the bytes that are read, the first `preface` are no frame.
-    pub(crate) fn new(io: T, preface: usize) -> Self {
+    pub(crate) fn new(io: T, preface: usize, settings: &Settings) -> Self {
         Self {
             shared: Rc::new(Shared {
                 io: RefCell::new(io),
                 left: Cell::new(TURN_BYTES),
                 received: Cell::new(0),
+                heads: RefCell::new(Heads::new(preface, settings)),
                 ends: RefCell::new(Ends::new(preface)),
                 unflushed: Cell::new(false),
             }),
@@ -94,21 +97,28 @@ impl<T: AsyncRead + Unpin> AsyncRead for Turn<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let shared = &self.shared;
-        if shared.left.get() == 0 {
-            cx.waker().wake_by_ref(); // there may be more, for the next turn
-            return Poll::Pending;
-        }
+        let mut heads = shared.heads.borrow_mut();
         let before = buf.filled().len();
-        let result = Pin::new(&mut *shared.io.borrow_mut()).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
+        while buf.filled().len() == before {
+            if shared.left.get() == 0 {
+                cx.waker().wake_by_ref(); // there may be more, for the next turn
+                return Poll::Pending;
+            }
+            let mut io = shared.io.borrow_mut();
+            let Read::Some(read) = std::task::ready!(heads.poll_read(Pin::new(&mut *io), cx, buf))?
+            else {
+                break;
+            };
+            // A header block may be longer for the engine than it was on the wire.
+            let cost = read.max(buf.filled().len() - before);
+            shared.left.set(shared.left.get().saturating_sub(cost));
+            let received = shared.received.get().wrapping_add(read as u64);
+            shared.received.set(received);
+        }
         if let Some(bytes) = buf.filled_mut().get_mut(before..) {
             shared.ends.borrow_mut().read(bytes);
         }
-        shared.left.set(shared.left.get().saturating_sub(read));
-        shared
-            .received
-            .set(shared.received.get().wrapping_add(read as u64));
-        result
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -10,6 +10,9 @@
     reason = "a test fails by panicking, also in its helpers; its lock is no data path's"
 )]
 
+#[path = "../src/tests/frames.rs"]
+mod frames;
+
 use std::future::poll_fn;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, SystemTime};
@@ -25,6 +28,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::LocalSet;
+
+use frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, SETTINGS,
+    connect, field, frame, open, reset,
+};
 
 const MIB: usize = 1024 * 1024;
 
@@ -44,55 +52,8 @@ const ATTACK: usize = 4 * MIB;
 /// Whoever takes nothing for this long waits for us.
 const STANDS: Duration = Duration::from_millis(100);
 
-// Frames (RFC 9113 section 6).
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const ACK: u8 = 1;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A header field, literal and not indexed (RFC 7541 section 6.2.2).
-fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut field = vec![0, u8::try_from(name.len()).unwrap()];
-    field.extend(name);
-    field.push(u8::try_from(value.len()).unwrap());
-    field.extend(value);
-    field
-}
-
-fn connect() -> Vec<u8> {
-    [
-        field(b":method", b"CONNECT"),
-        field(b":authority", b"10.0.0.1:80"),
-    ]
-    .concat()
-}
-
-fn open(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &connect())
-}
-
-fn reset(stream: u32) -> Vec<u8> {
-    frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())
-}
 
 fn setting(id: u16, value: u32) -> Vec<u8> {
     let payload = [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();

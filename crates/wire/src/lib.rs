@@ -9,6 +9,7 @@
 pub mod authority;
 pub mod baggage;
 pub mod forwarded;
+pub mod hpack;
 pub mod limits;
 pub mod proxy_v2;
 pub mod trace;

@@ -7,55 +7,18 @@ use ambit_tls::Peer;
 use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    connect, field, frame, open, reset,
+};
 use super::{live, paused, read, request};
 use crate::client::handshake;
 use crate::server::{Incoming, serve};
 use crate::{Malformed, Settings, TunnelError};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const ACK: u8 = 1;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A header field, literal and not indexed (RFC 7541 6.2.2), with a short name and value.
-fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
-    let mut field = vec![0, u8::try_from(name.len()).unwrap()];
-    field.extend(name);
-    field.push(u8::try_from(value.len()).unwrap());
-    field.extend(value);
-    field
-}
-
-fn connect() -> Vec<u8> {
-    [
-        field(b":method", b"CONNECT"),
-        field(b":authority", b"10.0.0.1:80"),
-    ]
-    .concat()
-}
-
-fn open(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &connect())
-}
-
 /// A server and the raw end of its connection. What the server says is read and kept by a task, so
 /// that its writes never stand still.
-async fn victim(peer: &Peer, settings: &Settings) -> (Incoming<DuplexStream>, Script) {
+pub(super) async fn victim(peer: &Peer, settings: &Settings) -> (Incoming<DuplexStream>, Script) {
     let (near, far) = tokio::io::duplex(1 << 20);
     let (mut from, mut to) = tokio::io::split(near);
     let said = tokio::task::spawn_local(async move {
@@ -74,14 +37,14 @@ async fn victim(peer: &Peer, settings: &Settings) -> (Incoming<DuplexStream>, Sc
     (incoming, Script { to, said })
 }
 
-struct Script {
-    to: tokio::io::WriteHalf<DuplexStream>,
-    said: tokio::task::JoinHandle<Vec<u8>>,
+pub(super) struct Script {
+    pub(super) to: tokio::io::WriteHalf<DuplexStream>,
+    pub(super) said: tokio::task::JoinHandle<Vec<u8>>,
 }
 
 impl Script {
     /// Sends until the server hangs up. Answers how many frames went out.
-    async fn flood(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> usize {
+    pub(super) async fn flood(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> usize {
         let mut sent = 0;
         for frame in frames {
             if self.to.write_all(&frame).await.is_err() {
@@ -94,7 +57,9 @@ impl Script {
 }
 
 /// Accepts whatever comes until the connection ends; answers why it ended.
-async fn accept_until_the_end(mut incoming: Incoming<DuplexStream>) -> Option<TunnelError> {
+pub(super) async fn accept_until_the_end(
+    mut incoming: Incoming<DuplexStream>,
+) -> Option<TunnelError> {
     let mut streams = Vec::new();
     while let Some(exchange) = incoming.next().await {
         if let Ok(exchange) = exchange {
@@ -104,7 +69,7 @@ async fn accept_until_the_end(mut incoming: Incoming<DuplexStream>) -> Option<Tu
     incoming.ended().cloned()
 }
 
-fn calm(ended: Option<&TunnelError>) -> bool {
+pub(super) fn calm(ended: Option<&TunnelError>) -> bool {
     matches!(ended, Some(TunnelError::Misbehaved(text)) if text.contains("excessive load"))
 }
 
@@ -115,11 +80,7 @@ fn streams_reset_before_they_are_taken_end_the_connection() {
         let server = tokio::task::spawn_local(accept_until_the_end(incoming));
         let attack = (0..10_000u32).map(|n| {
             let stream = 2 * n + 1;
-            [
-                open(stream),
-                frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()),
-            ]
-            .concat()
+            [open(stream), reset(stream)].concat()
         });
         let sent = script.flood(attack).await;
         drop(script.to);
@@ -149,8 +110,7 @@ fn requests_given_up_while_they_are_handled_end_the_connection() {
             }
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
-            let reset = frame(RST_STREAM, 0, stream, &8u32.to_be_bytes());
-            if script.to.write_all(&reset).await.is_err() {
+            if script.to.write_all(&reset(stream)).await.is_err() {
                 break;
             }
             tokio::task::yield_now().await;
@@ -414,78 +374,6 @@ fn more_than_the_window_ends_the_stream_or_the_connection() {
         };
         assert!(failed && total <= 65_535 + 16_384, "{total}");
         turning.abort();
-    });
-}
-
-/// Frames of `bytes` as kind, flags and stream.
-fn frames_of(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
-    let mut frames = Vec::new();
-    while let Some((head, rest)) = bytes.split_at_checked(9) {
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
-        frames.push((head[3], head[4], stream));
-        bytes = rest.get(length..).unwrap_or_default();
-    }
-    frames
-}
-
-#[test]
-fn a_malformed_request_ends_its_own_stream_and_no_other() {
-    let good = connect();
-    let with = |name: &[u8], value: &[u8]| [good.clone(), field(name, value)].concat();
-    let malformed: [(&str, Vec<u8>); 6] = [
-        ("a field of the connection", with(b"connection", b"close")),
-        ("a path", with(b":path", b"/")),
-        ("two methods", with(b":method", b"GET")),
-        ("an answer's field", with(b":status", b"200")),
-        (
-            "an authority of garbage",
-            [
-                field(b":method", b"CONNECT"),
-                field(b":authority", b"a b\x01"),
-            ]
-            .concat(),
-        ),
-        ("nothing at all", Vec::new()),
-    ];
-    live(async |peer| {
-        let (mut incoming, mut script) = victim(&peer, &Settings::default()).await;
-        script.to.write_all(&open(1)).await.unwrap();
-        let stream = incoming.next().await.unwrap().unwrap();
-        let (mut source, _sink) = stream.accept(HeaderMap::new()).unwrap().split();
-        let serving = tokio::task::spawn_local(async move {
-            let mut taken = 0;
-            while let Some(exchange) = incoming.next().await {
-                taken += u32::from(exchange.is_ok());
-            }
-            taken
-        });
-        for (n, (what, block)) in (1u32..).zip(&malformed) {
-            let request = frame(HEADERS, END_HEADERS, 2 * n + 1, block);
-            script.to.write_all(&request).await.unwrap();
-            script
-                .to
-                .write_all(&frame(DATA, 0, 1, b"beside"))
-                .await
-                .unwrap();
-            assert_eq!(
-                read(&mut source).await.unwrap().unwrap(),
-                "beside",
-                "{what}"
-            );
-        }
-        script.to.shutdown().await.unwrap();
-        assert_eq!(serving.await.unwrap(), 0, "none of them was handed out");
-        let said = frames_of(&script.said.await.unwrap());
-        for (n, (what, _)) in (1u32..).zip(&malformed) {
-            let answers = said.iter().filter(|(_, _, stream)| *stream == 2 * n + 1);
-            // A reset, or a refusal that ends the stream.
-            let ended = answers.filter(|(kind, flags, _)| {
-                *kind == RST_STREAM || (*kind == HEADERS && flags & END_STREAM != 0)
-            });
-            assert!(ended.count() > 0, "{what}");
-        }
-        assert!(!said.iter().any(|(kind, _, _)| *kind == GOAWAY));
     });
 }
 
