@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 12] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/citadel.proto",
@@ -12,6 +12,9 @@ const FILES: [&str; 9] = [
     "google/rpc/status.proto",
     "opentelemetry/proto/collector/logs/v1/logs_service.proto",
     "opentelemetry/proto/collector/trace/v1/trace_service.proto",
+    "spiffe/workload.proto",
+    "spire/types.proto",
+    "spire/delegated_identity.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = prost_build::Config::new();
     // Ordered maps: equal messages have equal bytes, which resource versions by content rely on.
     config.btree_map(["."]);
-    // Addresses and payloads share the buffer they were received in.
+    // Addresses and payloads share the buffer they were received in. What SPIFFE's agents send does not: it holds private
+    // keys, and a buffer that is kept for the sake of a certificate would keep them too.
     config.bytes([".istio", ".envoy"]);
     tonic_prost_build::configure()
         .build_client(true)

@@ -141,6 +141,39 @@ pub mod otlp {
     };
 }
 
+/// SPIFFE's package, which has no name.
+pub mod spiffe {
+    /// The Workload API: an agent to the workloads of its machine.
+    pub mod workload {
+        tonic::include_proto!("_");
+    }
+}
+
+/// SPIRE's packages.
+pub mod spire {
+    /// Package level.
+    pub mod api {
+        /// `spire.api.types`.
+        pub mod types {
+            tonic::include_proto!("spire.api.types");
+        }
+
+        /// Package level.
+        pub mod agent {
+            /// Package level.
+            pub mod delegatedidentity {
+                /// `spire.api.agent.delegatedidentity.v1`: an agent to a proxy that acts for workloads.
+                pub mod v1 {
+                    tonic::include_proto!("spire.api.agent.delegatedidentity.v1");
+                }
+            }
+        }
+    }
+
+    pub use api::agent::delegatedidentity::v1 as delegated;
+    pub use api::types;
+}
+
 pub use istio::workload::zds;
 
 /// The discovery protocol with the node identifier and the status it carries.
