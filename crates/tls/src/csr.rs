@@ -8,7 +8,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::error::TlsError;
 
-/// A private key made here. It has no serialised form outside this crate, so it cannot leave the
+/// A private key, made here or by an agent of this machine. It has no serialised form outside this crate, so it cannot leave the
 /// process by way of a log, a dump or a response.
 pub struct PrivateKey(KeyPair);
 
@@ -30,6 +30,16 @@ impl PrivateKey {
     /// `Material` if the text holds no key of a kind in use.
     pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
         KeyPair::from_pem(pem)
+            .map(Self)
+            .map_err(|_| TlsError::Material("private key cannot be read".into()))
+    }
+
+    /// Reads a PKCS#8 key in DER: the form in which agents of SPIFFE hand keys out.
+    ///
+    /// # Errors
+    /// `Material` if the bytes hold no key of a kind in use.
+    pub fn from_pkcs8(der: &[u8]) -> Result<Self, TlsError> {
+        KeyPair::try_from(&PrivatePkcs8KeyDer::from(der))
             .map(Self)
             .map_err(|_| TlsError::Material("private key cannot be read".into()))
     }

@@ -35,6 +35,7 @@ pub mod revocation;
 mod stream;
 mod svid;
 mod terms;
+mod trust;
 pub mod verify;
 
 pub use error::{Rejected, TlsError};
@@ -46,6 +47,7 @@ pub use revocation::{Lineage, Revocations};
 pub use stream::{ClientStream, ServerStream, TlsStream};
 pub use svid::Svid;
 pub use terms::{KeyExchange, Terms};
+pub use trust::TrustBundles;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,8 @@ use crate::error::{Rejected, TlsError};
 use crate::leaf::{Described, Leaf};
 use crate::provider::{VERSIONS, provider, provider_for};
 use crate::terms::{KeyExchange, Terms};
-use crate::verify::{Bundle, Side, Verifier, Wanted, verify};
+use crate::trust::{TrustBundles, certificates_from_der};
+use crate::verify::{Bundle, MAX_CHAIN, Side, Verifier, Wanted, verify};
 
 /// The one application protocol of the mesh (RFC 9113 3.1).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
@@ -66,13 +67,36 @@ impl Svid {
             certificates.extend(certificates_from_pem(element.as_ref())?);
         }
         let roots = certificates_from_pem(bundle.as_ref())?;
-        Self::new(key, certificates, roots, terms)
+        let bundle = Bundle::new(&roots)?;
+        Self::new(key, certificates, roots, bundle, terms)
+    }
+
+    /// Builds one from what an agent of SPIFFE hands out: the leaf and its intermediates one after another in DER, and the
+    /// roots of each trust domain whose workloads it may meet.
+    ///
+    /// # Errors
+    /// As [`Svid::from_chain`]; `Material` also if the roots of its own trust domain are not among them.
+    pub fn from_der(
+        key: &PrivateKey,
+        chain: &[u8],
+        trust: &TrustBundles,
+        terms: &Terms,
+    ) -> Result<Arc<Self>, TlsError> {
+        let chain = certificates_from_der(chain, MAX_CHAIN)?;
+        let bundle = Bundle::of_each(trust)?;
+        let roots = trust.iter().flat_map(|(_, roots)| roots.iter().cloned());
+        let svid = Self::new(key, chain, roots.collect(), bundle, terms)?;
+        match svid.identity().trust_domain() {
+            own if trust.contains(own) => Ok(svid),
+            own => Err(TlsError::Material(format!("no trust bundle of {own}"))),
+        }
     }
 
     fn new(
         key: &PrivateKey,
         chain: Vec<CertificateDer<'static>>,
         roots: Vec<CertificateDer<'static>>,
+        bundle: Bundle,
         terms: &Terms,
     ) -> Result<Arc<Self>, TlsError> {
         let Some(first) = chain.first() else {
@@ -81,11 +105,10 @@ impl Svid {
             ));
         };
         let leaf = Leaf::parse(first)?;
-        let bundle = Bundle::new(&roots)?.without(terms.revocations.clone());
-        let bundle = Arc::new(bundle);
+        let bundle = Arc::new(bundle.without(terms.revocations.clone()));
         let resolver = resolver(chain.clone(), key)?;
-        let domain = Wanted::TrustDomain(leaf.identity.trust_domain().to_string());
-        let anyone = Verifier::new(Arc::clone(&bundle), domain);
+        let welcome = bundle.welcome(leaf.identity.trust_domain());
+        let anyone = Verifier::new(Arc::clone(&bundle), welcome);
         let nobody = Verifier::new(Arc::clone(&bundle), Wanted::OneOf(Vec::new()));
         let server = Arc::new(server_config(
             Arc::clone(&resolver),
@@ -140,6 +163,13 @@ impl Svid {
             .try_for_each(|side| verify(&self.bundle, &wanted, side, leaf, intermediates, now))
     }
 
+    /// Whether it is the same certificate with the same roots: nothing that peers or we could see would change from one to
+    /// the other.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.roots == other.roots
+    }
+
     /// Serial number: lower-case hexadecimal.
     #[must_use]
     pub fn serial(&self) -> &str {
@@ -179,7 +209,7 @@ impl Svid {
         Arc::new(config)
     }
 
-    /// Settings for inbound handshakes with anybody of our trust domain.
+    /// Settings for inbound handshakes with anybody of our trust domain, or of one that we may trust besides.
     pub(crate) fn accepting(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }

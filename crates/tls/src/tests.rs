@@ -5,6 +5,7 @@ mod hostile;
 mod records;
 mod revocation;
 mod rules;
+mod trust;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

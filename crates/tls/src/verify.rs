@@ -5,6 +5,7 @@
 //! trust bundle (RFC 5280, by webpki, with its own bound on the number of signatures checked), and
 //! revocation of what is on the way there.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use crate::leaf::Leaf;
 use crate::peer::Peer;
 use crate::provider::provider;
 use crate::revocation::{Lineage, Revocations};
+use crate::trust::TrustBundles;
 
 /// Leaf, and intermediates: real deployments have one to three. A longer chain only buys the
 /// sender our signature checks.
@@ -31,10 +33,17 @@ pub const MAX_CHAIN: usize = 8;
 /// Bytes of the whole chain. An RSA-4096 certificate is about 2 KiB, a post-quantum one about 8.
 pub const MAX_CHAIN_BYTES: usize = 32 * 1024;
 
-/// The roots of one trust domain.
+/// Whom we trust to say who somebody is.
 pub(crate) struct Bundle {
-    anchors: Vec<TrustAnchor<'static>>,
+    anchors: Anchors,
     revocations: Revocations,
+}
+
+enum Anchors {
+    /// The same roots whatever the trust domain, as one authority signs for all of them.
+    Same(Vec<TrustAnchor<'static>>),
+    /// Each trust domain's certificates by its own roots alone, and none of a domain that is not named.
+    OfEach(BTreeMap<String, Vec<TrustAnchor<'static>>>),
 }
 
 impl Bundle {
@@ -46,15 +55,39 @@ impl Bundle {
         if roots.is_empty() {
             return Err(TlsError::Material("trust bundle is empty".into()));
         }
-        let anchors = roots
-            .iter()
-            .map(|root| Ok(webpki::anchor_from_trusted_cert(root)?.to_owned()))
-            .collect::<Result<Vec<_>, webpki::Error>>()
-            .map_err(|error| TlsError::Material(format!("root certificate: {error}")))?;
         Ok(Self {
-            anchors,
+            anchors: Anchors::Same(anchors(roots)?),
             revocations: Revocations::default(),
         })
+    }
+
+    /// Takes the roots of each trust domain.
+    ///
+    /// # Errors
+    /// As [`Bundle::new`].
+    pub(crate) fn of_each(bundles: &TrustBundles) -> Result<Self, TlsError> {
+        let each = bundles
+            .iter()
+            .map(|(domain, roots)| Ok((domain.clone(), anchors(roots)?)));
+        Ok(Self {
+            anchors: Anchors::OfEach(each.collect::<Result<_, TlsError>>()?),
+            revocations: Revocations::default(),
+        })
+    }
+
+    /// Who is let in by a workload of `own`.
+    pub(crate) fn welcome(&self, own: &str) -> Wanted {
+        match &self.anchors {
+            Anchors::Same(_) => Wanted::TrustDomain(own.to_owned()),
+            Anchors::OfEach(each) => Wanted::OneOfDomains(each.keys().cloned().collect()),
+        }
+    }
+
+    fn anchors(&self, domain: &str) -> &[TrustAnchor<'static>] {
+        match &self.anchors {
+            Anchors::Same(anchors) => anchors,
+            Anchors::OfEach(each) => each.get(domain).map_or(&[], Vec::as_slice),
+        }
     }
 
     #[cfg(test)]
@@ -71,6 +104,14 @@ impl Bundle {
     }
 }
 
+fn anchors(roots: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, TlsError> {
+    roots
+        .iter()
+        .map(|root| Ok(webpki::anchor_from_trusted_cert(root)?.to_owned()))
+        .collect::<Result<Vec<_>, webpki::Error>>()
+        .map_err(|error| TlsError::Material(format!("root certificate: {error}")))
+}
+
 /// Which end the certificate speaks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -85,6 +126,8 @@ pub(crate) enum Side {
 pub(crate) enum Wanted {
     /// Anybody of this trust domain.
     TrustDomain(String),
+    /// Anybody of one of these trust domains.
+    OneOfDomains(Vec<String>),
     /// One of these, and nobody if the list is empty.
     OneOf(Vec<Identity>),
 }
@@ -96,6 +139,13 @@ impl Wanted {
             Self::TrustDomain(wanted) => Err(Rejected::TrustDomain {
                 found: found.trust_domain().to_string(),
                 wanted: wanted.clone(),
+            }),
+            Self::OneOfDomains(wanted) if wanted.iter().any(|own| own == found.trust_domain()) => {
+                Ok(())
+            }
+            Self::OneOfDomains(wanted) => Err(Rejected::TrustDomain {
+                found: found.trust_domain().to_string(),
+                wanted: wanted.join(" or "),
             }),
             Self::OneOf(identities) if identities.contains(found) => Ok(()),
             Self::OneOf(_) => Err(Rejected::Identity {
@@ -117,7 +167,8 @@ pub(crate) fn verify(
     check_size(leaf, intermediates)?;
     let facts = Leaf::parse(leaf)?;
     wanted.check(&facts.identity)?;
-    check_path(bundle, side, leaf, intermediates, now).map(|_lineage| ())
+    let anchors = bundle.anchors(facts.identity.trust_domain());
+    check_path(bundle, anchors, side, leaf, intermediates, now).map(|_lineage| ())
 }
 
 /// The one place where a [`Peer`] is made.
@@ -134,7 +185,10 @@ pub(crate) fn proven(
     // What the verifier found is not handed on by the handshake: where it is needed it is found once
     // more, for the price of the path's signatures, and asked about on the lists of this moment.
     let lineage = match bundle.revocations.are_watched() {
-        true => check_path(bundle, side, leaf, intermediates, UnixTime::now())?,
+        true => {
+            let anchors = bundle.anchors(facts.identity.trust_domain());
+            check_path(bundle, anchors, side, leaf, intermediates, UnixTime::now())?
+        }
         false => None,
     };
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
@@ -166,6 +220,7 @@ fn check_size(leaf: &[u8], intermediates: &[CertificateDer<'_>]) -> Result<(), R
 
 fn check_path(
     bundle: &Bundle,
+    anchors: &[TrustAnchor<'static>],
     side: Side,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -185,7 +240,7 @@ fn check_path(
     end_entity
         .verify_for_usage(
             algorithms,
-            &bundle.anchors,
+            anchors,
             intermediates,
             now,
             usage,
