@@ -10,19 +10,22 @@ use ambit_runtime::clock::Clock;
 use ambit_tls::Svid;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::dump::CertificateDump;
 use crate::health::Health;
 use crate::renew::Renewer;
 use crate::state::Life;
-use crate::{CertificateError, IssueError};
+use crate::{CertificateError, IssueError, Subject};
 
 /// Longest wait for a first certificate. A connection waits no longer than this for its identity.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Most identities at once. A node has a few hundred pods at most, each with one identity.
 const MAX_IDENTITIES: usize = 4096;
+
+/// Most pods of one identity that its issuer is told of. What an issuer needs is one of them.
+const MAX_PODS: usize = 64;
 
 /// The certificates of this process. Cheap to clone; usable from any thread.
 #[derive(Debug, Clone)]
@@ -54,7 +57,11 @@ pub(crate) struct Entry {
 pub(crate) struct State {
     pub(crate) life: Life,
     pub(crate) last_error: Option<Arc<IssueError>>,
+    /// Dropping it ends what follows the issuer's stream of successors.
+    pub(crate) follower: Option<oneshot::Sender<()>>,
     leases: usize,
+    /// The pods among the holders of leases, one entry for each lease.
+    pods: Vec<Arc<str>>,
     /// Kept without a lease, by [`Certificates::get`].
     kept: bool,
 }
@@ -100,6 +107,30 @@ impl Certificates {
         Ok(Lease {
             certificates: self.clone(),
             entry,
+            pod: None,
+        })
+    }
+
+    /// As [`Certificates::lease`], for a pod of this node by its uid: an issuer may know workloads by pods.
+    ///
+    /// # Errors
+    /// As [`Certificates::lease`].
+    pub fn lease_for(&self, identity: &Identity, pod: &str) -> Result<Lease, CertificateError> {
+        let pod: Arc<str> = pod.into();
+        let now = self.shared.clock.now();
+        let entry = self.entry(identity, |state| {
+            state.leases += 1;
+            if !state.pods.contains(&pod) && state.life.is_failing(now) {
+                // Perhaps because the issuer knows none of the others.
+                state.life.hasten(now);
+            }
+            state.pods.push(Arc::clone(&pod));
+        })?;
+        self.shared.wake.notify_one();
+        Ok(Lease {
+            certificates: self.clone(),
+            entry,
+            pod: Some(pod),
         })
     }
 
@@ -132,7 +163,9 @@ impl Certificates {
                 }
                 None => health.missing += 1,
             }
-            health.failing += usize::from(entry.state.lock().last_error.is_some());
+            let state = entry.state.lock();
+            health.failing += usize::from(state.last_error.is_some());
+            health.followed += usize::from(state.follower.is_some());
         }
         health
     }
@@ -155,7 +188,9 @@ impl Certificates {
         let mut state = State {
             life,
             last_error: None,
+            follower: None,
             leases: 0,
+            pods: Vec::new(),
             kept: false,
         };
         mark(&mut state);
@@ -182,8 +217,8 @@ impl Certificates {
         change(&mut state);
         let unwanted = state.leases == 0 && !state.kept;
         drop(state);
-        if unwanted {
-            entries.remove(identity);
+        if unwanted && let Some(entry) = entries.remove(identity) {
+            entry.state.lock().follower = None;
         }
     }
 
@@ -214,7 +249,34 @@ impl Certificates {
     }
 }
 
+impl Shared {
+    /// Lets the answer be heard by who follows the issuer's successors to this entry, in place of who did before; nothing
+    /// if the entry is not wanted any more.
+    pub(crate) fn follow(&self, entry: &Arc<Entry>) -> Option<oneshot::Receiver<()>> {
+        let entries = self.entries.lock();
+        let current = entries.get(&entry.identity);
+        current.filter(|current| Arc::ptr_eq(current, entry))?;
+        let (follower, ended) = oneshot::channel();
+        entry.state.lock().follower = Some(follower);
+        Some(ended)
+    }
+}
+
 impl Entry {
+    /// Whom the issuer is asked for.
+    pub(crate) fn subject(&self) -> Subject {
+        let state = self.state.lock();
+        let mut pods: Vec<_> = state.pods.iter().map(ToString::to_string).collect();
+        drop(state);
+        pods.sort_unstable();
+        pods.dedup();
+        pods.truncate(MAX_PODS);
+        Subject {
+            identity: self.identity.clone(),
+            pods,
+        }
+    }
+
     pub(crate) fn valid(&self, now: SystemTime) -> Option<Arc<Svid>> {
         self.current
             .load_full()
@@ -259,6 +321,7 @@ impl Drop for Waiting<'_> {
 pub struct Lease {
     certificates: Certificates,
     entry: Arc<Entry>,
+    pod: Option<Arc<str>>,
 }
 
 impl Lease {
@@ -292,18 +355,27 @@ impl Lease {
 
 impl Clone for Lease {
     fn clone(&self) -> Self {
-        self.entry.state.lock().leases += 1;
+        let mut state = self.entry.state.lock();
+        state.leases += 1;
+        state.pods.extend(self.pod.clone());
+        drop(state);
         Self {
             certificates: self.certificates.clone(),
             entry: self.entry.clone(),
+            pod: self.pod.clone(),
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.certificates
-            .change(&self.entry.identity, |state| state.leases -= 1);
+        self.certificates.change(&self.entry.identity, |state| {
+            state.leases -= 1;
+            let pods = &mut state.pods;
+            if let Some(at) = pods.iter().position(|pod| Some(pod) == self.pod.as_ref()) {
+                pods.swap_remove(at);
+            }
+        });
     }
 }
 

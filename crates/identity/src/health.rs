@@ -15,6 +15,8 @@ pub struct Health {
     pub missing: usize,
     /// Identities for which the last attempt failed, whether they still have a certificate or not.
     pub failing: usize,
+    /// Identities whose issuer tells of new certificates by itself, and whose stream of them is open.
+    pub followed: usize,
     /// When the first of the valid ones ends.
     pub first_end: Option<SystemTime>,
 }
@@ -43,6 +45,11 @@ impl Certificates {
             "ambit_certificates_failing",
             "Identities whose last request for a certificate failed (unstable).",
             |health| count(health.failing),
+        );
+        gauge(
+            "ambit_certificates_followed",
+            "Identities whose certificates come by themselves, from SPIRE's agent (unstable).",
+            |health| count(health.followed),
         );
         gauge(
             "ambit_certificates_first_end_timestamp_seconds",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use ambit_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use ambit_tls::csr::{KeyAndCsr, PrivateKey};
 use ambit_tls::{Rejected, Svid, Terms, TlsError};
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use thiserror::Error;
@@ -42,14 +44,17 @@ pub enum IssueError {
     #[error("certificate authority's answer has {0} elements")]
     Layout(usize),
     /// Peer: a certificate for somebody else.
-    #[error("certificate authority answered with a certificate of {0}")]
+    #[error("issuer answered with a certificate of {0}")]
     WrongIdentity(Identity),
     /// Peer, or our clock: a certificate that no peer would accept now.
-    #[error("certificate authority answered with a certificate that fails its own bundle: {0}")]
+    #[error("issuer answered with a certificate that fails its own bundle: {0}")]
     Unfit(Rejected),
     /// Peer: no answer in time.
-    #[error("certificate authority did not answer within {0:?}")]
+    #[error("issuer did not answer within {0:?}")]
     Timeout(Duration),
+    /// Peer: what kept the certificate up to date has ended.
+    #[error("issuer sends no more successors")]
+    Ended,
     /// Us: no request could be made.
     #[error("no signing request: {0}")]
     Request(TlsError),
@@ -70,16 +75,39 @@ fn describe(status: &Status) -> String {
     text
 }
 
+/// Whose certificate is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// What the certificate must say.
+    pub identity: Identity,
+    /// Uids of the pods of this node that it is for, as far as they were told.
+    pub pods: Vec<String>,
+}
+
+/// How an issuer answers.
+pub enum Issued {
+    /// With a certificate, and it is to be asked again in time.
+    Once(Arc<Svid>),
+    /// With a certificate and then its successors, or what is wrong, as they come: the first at once.
+    Followed(BoxStream<'static, Result<Arc<Svid>, IssueError>>),
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Once(svid) => f.debug_tuple("Once").field(svid).finish(),
+            Self::Followed(_) => f.write_str("Followed(..)"),
+        }
+    }
+}
+
 /// Gets certificates from somewhere.
 pub trait Issuer: Send + Sync + 'static {
-    /// A new certificate for `identity`, with a new key.
+    /// A new certificate for `subject`, for a key that nobody else was given.
     ///
     /// # Assumptions
-    /// The caller bounds the time, and checks the identity.
-    fn issue(
-        &self,
-        identity: &Identity,
-    ) -> impl Future<Output = Result<Arc<Svid>, IssueError>> + Send;
+    /// The caller bounds the time, checks the identity and whether the certificate is valid.
+    fn issue(&self, subject: &Subject) -> impl Future<Output = Result<Issued, IssueError>> + Send;
 }
 
 /// The issuer of Istio's contract: `istio.v1.auth.IstioCertificateService`.
@@ -135,23 +163,32 @@ where
     C::ResponseBody: tonic::codegen::Body<Data = Bytes> + Send + 'static,
     <C::ResponseBody as tonic::codegen::Body>::Error: Into<Box<dyn StdError + Send + Sync>> + Send,
 {
-    async fn issue(&self, identity: &Identity) -> Result<Arc<Svid>, IssueError> {
+    async fn issue(&self, subject: &Subject) -> Result<Issued, IssueError> {
+        let identity = &subject.identity;
         let KeyAndCsr { key, csr_pem } =
             KeyAndCsr::generate(identity).map_err(IssueError::Request)?;
         let mut client = IstioCertificateServiceClient::new(self.channel.clone());
         let request = self.request(identity, csr_pem);
         match client.create_certificate(request).await {
-            Ok(answer) => accept(&key, answer.into_inner(), identity, &self.terms),
-            Err(status) => Err(match status.code() {
-                Code::PermissionDenied
-                | Code::Unauthenticated
-                | Code::InvalidArgument
-                | Code::FailedPrecondition
-                | Code::Unimplemented => IssueError::Refused(status),
-                _ => IssueError::Unavailable(status),
-            }),
+            Ok(answer) => {
+                accept(&key, answer.into_inner(), identity, &self.terms).map(Issued::Once)
+            }
+            Err(status) if is_refusal(&status) => Err(IssueError::Refused(status)),
+            Err(status) => Err(IssueError::Unavailable(status)),
         }
     }
+}
+
+/// Whether asking again is of no use before somebody has changed something.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+    )
 }
 
 /// Checks an answer: a certificate of `identity`, for `key`, with its bundle.

@@ -12,9 +12,12 @@
 //!
 //! # Invariants
 //! - A certificate is handed out only while it is valid; after its end there is none.
-//! - A certificate in use is for the identity asked for and for the key made here.
+//! - A certificate in use is for the identity asked for and for the key at hand: made here, or by the agent of
+//!   this machine that handed out both.
 //! - A failed renewal leaves the current certificate in use; attempts are never closer together
-//!   than their backoff.
+//!   than their backoff, but for the sake of a pod that is new.
+//! - An issuer that tells of successors by itself is heard through one stream for each identity, for as long
+//!   as the identity is wanted.
 //!
 //! # Failure modes
 //! While the authority is away, certificates stay in use until they expire. Whoever asks for an
@@ -31,7 +34,7 @@ pub mod state;
 pub use certificates::{Certificates, Lease};
 pub use dump::CertificateDump;
 pub use health::Health;
-pub use issuer::{CaIssuer, IssueError, Issuer};
+pub use issuer::{CaIssuer, IssueError, Issued, Issuer, Subject};
 pub use renew::Renewer;
 
 use std::sync::Arc;

@@ -129,6 +129,34 @@ impl Life {
         self.calm.reset();
     }
 
+    /// The issuer gave a certificate and will tell of its successors by itself. In case that it does not, it is asked when 60
+    /// to 70 % of what is left of the life has passed, and so on: issuers tell at the half.
+    pub fn followed(&mut self, validity: Validity, now: SystemTime, random: u64) {
+        let left = validity.not_after.duration_since(now).unwrap_or_default();
+        // Thousandths of what is left.
+        let share = 600 + u32::try_from(random % 101).unwrap_or(0);
+        let wait = (left / 1000).saturating_mul(share).max(LEAST_LIFE);
+        self.held = Some(validity);
+        self.plan(now + wait, now);
+        self.urgent.reset();
+        self.calm.reset();
+    }
+
+    /// The issuer will not tell of successors any more, or told of something that is none. An attempt that is under way mends
+    /// it; without one this is as good as one that failed.
+    pub fn lost(&mut self, now: SystemTime, random: u64) {
+        if self.attempt != Attempt::Running {
+            self.failed(now, random);
+        }
+    }
+
+    /// What made attempts fail may have changed: the next one need not wait.
+    pub fn hasten(&mut self, now: SystemTime) {
+        if self.attempt != Attempt::Running {
+            self.plan(now, now);
+        }
+    }
+
     /// The attempt failed.
     pub fn failed(&mut self, now: SystemTime, random: u64) {
         let valid_until = self

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use super::*;
-use crate::Issuer;
+use crate::{Issued, Issuer};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
@@ -38,8 +38,8 @@ struct Authority {
 struct Local(Arc<Authority>);
 
 impl Issuer for Local {
-    async fn issue(&self, identity: &Identity) -> Result<Arc<Svid>, IssueError> {
-        let authority = &self.0;
+    async fn issue(&self, subject: &Subject) -> Result<Issued, IssueError> {
+        let (authority, identity) = (&self.0, &subject.identity);
         authority.calls.fetch_add(1, Relaxed);
         let live = authority.live.fetch_add(1, Relaxed) + 1;
         authority.most_live.fetch_max(live, Relaxed);
@@ -63,7 +63,7 @@ impl Issuer for Local {
             }
         };
         authority.live.fetch_sub(1, Relaxed);
-        outcome
+        outcome.map(Issued::Once)
     }
 }
 

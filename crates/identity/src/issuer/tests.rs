@@ -69,6 +69,13 @@ fn identity(account: &str) -> Identity {
     Identity::new("cluster.local", "shop", account).unwrap()
 }
 
+fn subject(account: &str) -> Subject {
+    Subject {
+        identity: identity(account),
+        pods: vec!["a pod that this authority need not know".to_owned()],
+    }
+}
+
 fn authority(script: Script) -> (Channel, mpsc::UnboundedReceiver<IstioCertificateRequest>) {
     let root = Root::generate("test", SystemTime::now(), 10 * DAY).unwrap();
     let (seen, requests) = mpsc::unbounded_channel();
@@ -98,7 +105,9 @@ async fn asks_as_istio_s_contract_says() {
     for impersonate in [true, false] {
         let (channel, mut requests) = authority(Script::Sign);
         let issuer = CaIssuer::new(channel, DAY, impersonate);
-        let svid = issuer.issue(&identity("web")).await.unwrap();
+        let Ok(Issued::Once(svid)) = issuer.issue(&subject("web")).await else {
+            panic!("a certificate, and no more to come");
+        };
         assert_eq!(svid.identity(), &identity("web"));
         let request = requests.recv().await.unwrap();
         assert_eq!(request.validity_duration, 86_400);
@@ -125,7 +134,7 @@ async fn every_request_has_a_key_of_its_own() {
     let (channel, mut requests) = authority(Script::Sign);
     let issuer = CaIssuer::new(channel, DAY, true);
     for _ in 0..2 {
-        issuer.issue(&identity("web")).await.unwrap();
+        issuer.issue(&subject("web")).await.unwrap();
     }
     assert_ne!(
         requests.recv().await.unwrap().csr,
@@ -151,7 +160,7 @@ async fn unusable_answers_are_refused() {
     for (script, expected) in cases {
         let (channel, _requests) = authority(script);
         let error = CaIssuer::new(channel, DAY, true)
-            .issue(&identity("web"))
+            .issue(&subject("web"))
             .await
             .unwrap_err();
         assert!(error.to_string().contains(expected), "{script:?}: {error}");
@@ -165,7 +174,7 @@ async fn an_authority_that_cannot_be_reached_says_why() {
     });
     let channel = Endpoint::from_static("http://ca").connect_with_connector_lazy(connector);
     let error = CaIssuer::new(channel, DAY, true)
-        .issue(&identity("web"))
+        .issue(&subject("web"))
         .await
         .unwrap_err();
     assert!(matches!(error, IssueError::Unavailable(_)));

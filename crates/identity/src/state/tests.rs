@@ -164,3 +164,52 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_told_of_is_asked_for_only_when_nothing_was_told() {
+    let t0 = start();
+    for random in [0, 50, 100, u64::MAX] {
+        let mut life = Life::new(t0);
+        life.begin();
+        life.followed(validity(t0, HOUR), t0, random);
+        assert_eq!(life.phase(t0), Phase::Valid);
+        let wait = life.due(t0).unwrap().duration_since(t0).unwrap();
+        assert!((HOUR * 6 / 10..=HOUR * 7 / 10).contains(&wait), "{wait:?}");
+    }
+    // The same again and again: more often towards the end, and never in a spin.
+    let mut life = Life::new(t0);
+    let end = t0 + HOUR;
+    let mut looks = 0;
+    let mut now = t0;
+    while now < end {
+        life.begin();
+        life.followed(validity(t0, HOUR), now, 0);
+        let due = life.due(now).unwrap();
+        assert!(due >= now + LEAST_LIFE);
+        now = due;
+        looks += 1;
+    }
+    assert!(looks < 20, "{looks}");
+    assert_eq!(life.phase(now), Phase::Expired);
+}
+
+#[test]
+fn a_stream_that_is_lost_is_a_failure_unless_another_is_under_way() {
+    let t0 = start();
+    let mut life = Life::new(t0);
+    life.begin();
+    life.followed(validity(t0, HOUR), t0, 0);
+    life.lost(t0, 1024);
+    assert_eq!(life.phase(t0), Phase::Valid, "it stays in use");
+    assert_eq!(life.due(t0), Some(t0 + Duration::from_secs(1)));
+    life.lost(t0, 1024);
+    assert_eq!(life.due(t0), Some(t0 + Duration::from_secs(2)));
+    life.begin();
+    life.lost(t0, 0);
+    assert_eq!(life.due(t0), None, "the attempt that runs goes on alone");
+    life.hasten(t0);
+    assert_eq!(life.due(t0), None);
+    life.failed(t0, 0);
+    life.hasten(t0);
+    assert_eq!(life.due(t0), Some(t0));
+}
