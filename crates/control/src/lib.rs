@@ -2,7 +2,8 @@
 //!
 //! # Purpose
 //! Discovery and the certificate authority are reached in the same way: gRPC over TLS, the server
-//! proved by a root certificate, we by a service-account token. This crate is that way.
+//! proved by a root certificate, we by a service-account token. This crate is that way. An agent of this machine is
+//! reached by a unix socket instead ([`LocalChannel`]).
 //!
 //! # Theory of operation
 //! A [`Channel`] connects when it is first used and again whenever the connection is gone. Each
@@ -10,7 +11,7 @@
 //! files that somebody else replaces.
 //!
 //! # Invariants
-//! - Never plaintext: an `http` address is refused when the channel is made.
+//! - Never plaintext on a network: an `http` address is refused when the channel is made.
 //! - A token is never part of an error or a log line.
 //!
 //! # Failure modes
@@ -18,10 +19,12 @@
 //! `ambit_runtime::backoff` between their calls.
 
 mod channel;
+mod local;
 mod roots;
 mod token;
 
 pub use channel::{Channel, ControlPlane};
+pub use local::LocalChannel;
 pub use roots::Roots;
 pub use token::TokenSource;
 

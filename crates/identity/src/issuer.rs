@@ -21,6 +21,8 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::{Code, Status};
 
+use crate::spire::AgentError;
+
 /// The key of the request's metadata by which a node proxy names the identity it asks for.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 
@@ -55,13 +57,16 @@ pub enum IssueError {
     /// Peer: what kept the certificate up to date has ended.
     #[error("issuer sends no more successors")]
     Ended,
+    /// Environment, configuration or peer: the agent of this machine.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// Us: no request could be made.
     #[error("no signing request: {0}")]
     Request(TlsError),
 }
 
 /// A status with its causes: the message alone often only says "transport error".
-fn describe(status: &Status) -> String {
+pub(crate) fn describe(status: &Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -180,7 +185,7 @@ where
 }
 
 /// Whether asking again is of no use before somebody has changed something.
-fn is_refusal(status: &Status) -> bool {
+pub(crate) fn is_refusal(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::PermissionDenied

@@ -29,6 +29,7 @@ mod dump;
 mod health;
 mod issuer;
 mod renew;
+pub mod spire;
 pub mod state;
 
 pub use certificates::{Certificates, Lease};
