@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ambit_control::{Channel, ControlPlane, Roots, TokenSource};
 use ambit_hbone::settings::Settings as TunnelSettings;
-use ambit_identity::{CaIssuer, Certificates, Renewer};
+use ambit_identity::{Certificates, Renewer};
 use ambit_net::listen::TcpListen;
 use ambit_net::netns::Netns;
 use ambit_observe::access::{AccessLog, Sink};
@@ -32,7 +32,6 @@ use ambit_runtime::ready::Readiness;
 use ambit_runtime::signal::Termination;
 use ambit_runtime::tasks;
 use ambit_runtime::threads::DataThreads;
-use ambit_tls::Terms;
 use ambit_xds::client::{self, Config};
 use ambit_xds::delta::Subscription;
 use ambit_xds::{Answered, Handler, Rejected, Update, decode};
@@ -49,6 +48,7 @@ use crate::explain;
 use crate::file;
 use crate::inpod::reconcile::PodInfo;
 use crate::inpod::{Session, Status};
+use crate::issuer;
 use crate::metrics::{self, Metrics};
 use crate::pod::Sockets;
 use crate::pods::Pods;
@@ -398,13 +398,7 @@ fn control(
     synced: ambit_runtime::ready::Gate,
 ) -> anyhow::Result<()> {
     let settings = &shared.settings;
-    let authority =
-        Channel::connect(&control_plane(settings, &settings.ca)).context("CA_ADDRESS")?;
-    let issuer = CaIssuer::new(authority, settings.secret_ttl, true).on(Terms {
-        key_exchange: settings.compliance_policy.key_exchange(),
-        revocations: shared.revocation.lists.clone(),
-    });
-    drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
+    issuer::start(shared, registry, renewer)?;
     let endpoint = match &settings.xds {
         Source::ControlPlane(endpoint) => endpoint,
         Source::File(path) => {
@@ -449,7 +443,8 @@ fn control(
     Ok(())
 }
 
-fn control_plane(settings: &Settings, endpoint: &Endpoint) -> ControlPlane {
+/// How a service of the control plane is reached.
+pub(crate) fn control_plane(settings: &Settings, endpoint: &Endpoint) -> ControlPlane {
     ControlPlane {
         address: endpoint.address.clone(),
         roots: match &endpoint.roots {

@@ -60,6 +60,16 @@ pub struct Endpoint {
     pub headers: Vec<(String, String)>,
 }
 
+/// Where the SPIRE agent of this machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spire {
+    /// Its admin socket, where certificates of the pods are had.
+    pub admin: PathBuf,
+    /// Its workload socket, where the proxy's own is; without, that is had at the other, too.
+    pub workload: Option<PathBuf>,
+}
+
 /// A set of trusted roots for the control plane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -214,6 +224,8 @@ pub struct Settings {
     pub xds_on_demand: bool,
     /// The certificate authority.
     pub ca: Endpoint,
+    /// The agent that issues certificates in place of the authority.
+    pub spire: Option<Spire>,
     /// The credential for both.
     pub auth: Option<Token>,
     /// The file of certificates that were taken back, if there is to be one.

@@ -13,6 +13,7 @@ pub mod file;
 pub mod flag;
 pub mod inbound;
 pub mod inpod;
+mod issuer;
 pub mod live;
 pub mod metrics;
 pub mod outbound;

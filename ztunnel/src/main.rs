@@ -20,6 +20,9 @@ Usage: ztunnel [proxy [ARGUMENT]...]   run (the default; further arguments are i
 Settings come from the environment, with Istio's names:
   XDS_ADDRESS, CA_ADDRESS          control plane and certificate authority, https://host:port
   XDS_ROOT_CA, CA_ROOT_CA          what proves them: file, PEM text, or SYSTEM
+  SPIRE_ENABLED                    true: certificates come from the SPIRE agent of this machine
+  SPIRE_ADMIN_ENDPOINT_SOCKET      its admin socket (unix:///run/spire/sockets/admin.sock)
+  SPIFFE_ENDPOINT_SOCKET           its workload socket, for this proxy's own certificate
   AUTH_TOKEN                       what proves us: file or token
   CRL_PATH                         certificates taken back: a file of revocation lists, PEM or DER
   COMPLIANCE_POLICY                pqc: key exchange that withstands a quantum computer, alone

@@ -320,7 +320,12 @@ impl Pods {
                 }
                 continue;
             };
-            let lease = match self.inner.certificates.lease(&known) {
+            let certificates = &self.inner.certificates;
+            let lease = match pod.own {
+                true => certificates.lease(&known),
+                false => certificates.lease_for(&known, &pod.uid),
+            };
+            let lease = match lease {
                 Ok(lease) => lease,
                 Err(error) => {
                     pod.credential.fail(&error.to_string());

@@ -17,11 +17,11 @@ use ambit_observe::metrics::{LEAST_IDLE, Limits};
 use serde::Deserialize;
 
 use super::value::{
-    boolean, cpus, deadline_within, default_threads, dns_address, duration, threads,
+    boolean, cpus, deadline_within, default_threads, dns_address, duration, threads, unix_socket,
 };
 use super::{
     Compliance, DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, OriginalSource,
-    Problem, Roots, Settings, Source, Token,
+    Problem, Roots, Settings, Source, Spire, Token,
 };
 
 /// Istio's mesh file, relative to the working directory (`/` in the container).
@@ -30,6 +30,8 @@ const ROOT_FILE: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN_FILE: &str = "./var/run/secrets/tokens/istio-token";
 const IN_CLUSTER_CONTROL: &str = "https://istiod.istio-system.svc:15012";
 const LOCAL_CONTROL: &str = "https://localhost:15012";
+/// Where SPIRE's chart puts the agent's admin socket.
+const SPIRE_ADMIN_SOCKET: &str = "/run/spire/sockets/admin.sock";
 const AGENT_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 /// The mark the redirection rules know the proxy's sockets by.
 const PACKET_MARK: u32 = 1337;
@@ -151,6 +153,7 @@ impl Reader {
             xds: self.source(mesh, machine),
             xds_on_demand: self.xds_on_demand(mesh),
             ca: self.endpoint("CA", mesh, machine),
+            spire: self.spire(),
             auth: self.token(machine),
             crl_path: self.set("CRL_PATH").map(Into::into),
             compliance_policy: self.compliance(),
@@ -379,6 +382,18 @@ impl Reader {
                 Roots::File(path.into())
             }
         }
+    }
+
+    /// Only if it is asked for: a variable such as `SPIFFE_ENDPOINT_SOCKET` may be there for others.
+    fn spire(&mut self) -> Option<Spire> {
+        if !self.flag("SPIRE_ENABLED", false) {
+            return None;
+        }
+        let admin = self.with("SPIRE_ADMIN_ENDPOINT_SOCKET", unix_socket);
+        Some(Spire {
+            admin: admin.unwrap_or_else(|| SPIRE_ADMIN_SOCKET.into()),
+            workload: self.with("SPIFFE_ENDPOINT_SOCKET", unix_socket),
+        })
     }
 
     fn token(&mut self, machine: &Machine) -> Option<Token> {

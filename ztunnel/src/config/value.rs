@@ -1,5 +1,6 @@
 //! How single values are written: booleans, durations, thread counts, grace periods, addresses. All pure.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::DnsAddress;
@@ -64,6 +65,24 @@ pub fn dns_address(text: &str) -> Result<DnsAddress, String> {
         return port.parse().map(DnsAddress::Localhost).map_err(|_| wrong());
     }
     text.parse().map(DnsAddress::At).map_err(|_| wrong())
+}
+
+/// Reads a unix socket as SPIFFE writes it (SPIFFE Workload Endpoint, section 4): `unix:///PATH`, or `unix:/PATH`.
+///
+/// # Errors
+/// What would have been right.
+pub fn unix_socket(text: &str) -> Result<PathBuf, String> {
+    let rest = text.strip_prefix("unix:");
+    let path = rest.map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+    match path {
+        // A host between two slashes and the path is none of ours; a question mark or fragment has no meaning there.
+        Some(path) if path.starts_with('/') && path.len() > 1 && !path.contains(['?', '#']) => {
+            Ok(path.into())
+        }
+        _ => Err(format!(
+            "`{text}` is no unix socket such as unix:///run/spire/sockets/admin.sock"
+        )),
+    }
 }
 
 /// Reads the number of data threads: `N`, `0` for one a CPU, or `P%` of the CPUs rounded up.
@@ -138,7 +157,8 @@ pub fn deadline_within(grace_seconds: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{boolean, cpus, deadline_within, default_threads, duration, threads};
+    use super::{boolean, cpus, deadline_within, default_threads, duration, threads, unix_socket};
+    use std::path::Path;
     use std::time::Duration;
 
     #[test]
@@ -190,6 +210,30 @@ mod tests {
         assert_eq!(default_threads(64, Some(1.0), Some(3.0)), 3);
         assert_eq!(cpus("500m"), Ok(0.5));
         assert!(cpus("-1").is_err());
+    }
+
+    #[test]
+    fn takes_unix_sockets_as_spiffe_writes_them() {
+        for right in ["unix:///run/a.sock", "unix:/run/a.sock"] {
+            assert_eq!(
+                unix_socket(right).as_deref(),
+                Ok(Path::new("/run/a.sock")),
+                "{right}"
+            );
+        }
+        let wrong = [
+            "",
+            "/run/a.sock",
+            "unix:",
+            "unix:///",
+            "unix:a.sock",
+            "unix://host/a.sock",
+            "tcp://127.0.0.1:1",
+            "unix:///a.sock?b",
+        ];
+        for wrong in wrong {
+            assert!(unix_socket(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

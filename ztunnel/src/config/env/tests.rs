@@ -1,6 +1,7 @@
 //! Which variable does what, one row each.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use ambit_observe::metrics::Limits;
@@ -43,6 +44,34 @@ fn starts_with_nothing_set() {
 }
 
 #[test]
+fn certificates_come_from_spire_only_if_that_is_asked_for() {
+    let wrong = [
+        ("SPIRE_ADMIN_ENDPOINT_SOCKET", "/run/spire/admin.sock"),
+        ("SPIFFE_ENDPOINT_SOCKET", "tcp://127.0.0.1:8081"),
+    ];
+    assert_eq!(settings(&wrong, &two_cpus()).unwrap().spire, None);
+    let on = ("SPIRE_ENABLED", "true");
+    assert_eq!(
+        settings(&[on, wrong[0], wrong[1]], &two_cpus()).unwrap_err(),
+        [wrong[0].0, wrong[1].0]
+    );
+    let plain = settings(&[on], &two_cpus()).unwrap().spire.unwrap();
+    assert_eq!(plain.admin, Path::new("/run/spire/sockets/admin.sock"));
+    assert_eq!(plain.workload, None);
+    let rows = [
+        on,
+        ("SPIRE_ADMIN_ENDPOINT_SOCKET", "unix:///a/admin.sock"),
+        ("SPIFFE_ENDPOINT_SOCKET", "unix:///a/agent.sock"),
+    ];
+    let both = settings(&rows, &two_cpus()).unwrap();
+    let shown = serde_json::to_value(&both).unwrap();
+    assert_eq!(
+        shown["spire"],
+        serde_json::json!({"admin": "/a/admin.sock", "workload": "/a/agent.sock"})
+    );
+}
+
+#[test]
 fn bounds_the_label_sets_of_metrics() {
     let rows = [
         ("METRICS_MAX_LABEL_SETS", "20"),
@@ -64,6 +93,7 @@ fn refuses_wrong_values_by_name_and_reports_them_all() {
         ("INSTANCE_IP", "here"),
         ("XDS_ADDRESS", "http://plain:15010"),
         ("CA_ADDRESS", ""),
+        ("SPIRE_ENABLED", "yes"),
         ("CA_ROOT_CA", "/no/such/file"),
         ("AUTH_TOKEN", "/no/such/token"),
         ("LOG_FORMAT", "xml"),
