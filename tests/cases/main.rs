@@ -15,6 +15,7 @@ mod observation;
 mod on_demand;
 mod policy;
 mod revocation;
+mod spire;
 mod tunnels;
 mod upgrade;
 mod waypoint;

@@ -42,4 +42,5 @@ pub mod programs;
 pub mod raw;
 pub mod records;
 pub mod run;
+pub mod spire;
 pub mod world;
