@@ -52,6 +52,8 @@ pub(crate) struct Heads {
     ready: Bytes,
     block: Option<Block>,
     over: bool,
+    /// Heads seen since they were last asked for.
+    frames: usize,
 }
 
 /// A header block of which more is to come.
@@ -84,7 +86,13 @@ impl Heads {
             ready: Bytes::new(),
             block: None,
             over: false,
+            frames: 0,
         }
+    }
+
+    /// How many frames began since this was last asked.
+    pub(crate) fn frames(&mut self) -> usize {
+        std::mem::take(&mut self.frames)
     }
 
     /// Reads from `io` what the engine may have. Answers how many bytes came from there; when it is none
@@ -105,7 +113,7 @@ impl Heads {
             ready!(io.poll_read(cx, buf))?;
             let new = buf.filled().get(before..).unwrap_or_default();
             let read = new.len();
-            let passes = pass(&mut self.skip, new);
+            let passes = pass(&mut self.skip, &mut self.frames, new);
             self.held
                 .extend_from_slice(new.get(passes..).unwrap_or_default());
             buf.set_filled(before + passes);
@@ -165,7 +173,7 @@ impl Heads {
     fn judge(&mut self) {
         while self.ready.is_empty() && !self.over {
             if self.block.is_none() {
-                let passes = pass(&mut self.skip, &self.held);
+                let passes = pass(&mut self.skip, &mut self.frames, &self.held);
                 if passes > 0 {
                     self.ready = self.held.split_to(passes).freeze();
                     return;
@@ -185,6 +193,7 @@ impl Heads {
             }
             let mut frame = self.held.split_to(HEAD + head.length);
             frame.advance(HEAD);
+            self.frames += 1;
             self.frame(head, &frame);
         }
     }
@@ -274,7 +283,7 @@ enum Next {
 }
 
 /// How many of `bytes` the engine may have as they are: up to a header block, or a head that is not whole.
-fn pass(skip: &mut usize, bytes: &[u8]) -> usize {
+fn pass(skip: &mut usize, frames: &mut usize, bytes: &[u8]) -> usize {
     let mut rest = bytes;
     loop {
         let part = (*skip).min(rest.len());
@@ -283,6 +292,7 @@ fn pass(skip: &mut usize, bytes: &[u8]) -> usize {
         match head(rest) {
             Some(head) if !matches!(head.kind, HEADERS | CONTINUATION) => {
                 *skip = HEAD + head.length;
+                *frames += 1;
             }
             _ => return bytes.len() - rest.len(),
         }
@@ -351,4 +361,38 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend(stream.to_be_bytes());
     frame.extend_from_slice(payload);
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use tokio::io::ReadBuf;
+
+    use super::{HEAD, Heads, Read};
+    use crate::settings::Settings;
+
+    #[test]
+    fn counts_the_frames_it_passes_and_those_it_holds() {
+        let empty = super::frame(0, 0, 1, &[]);
+        let block = super::frame(super::HEADERS, super::END_HEADERS, 1, &[0x82]);
+        let bytes = [empty.repeat(3), block, empty.repeat(2)].concat();
+        let mut io = bytes.as_slice();
+        let mut heads = Heads::new(0, &Settings::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut room, mut frames, mut given) = (vec![0; 1000], 0, 0);
+        loop {
+            let mut buf = ReadBuf::new(&mut room);
+            let read = heads.poll_read(std::pin::Pin::new(&mut io), &mut cx, &mut buf);
+            frames += heads.frames();
+            given += buf.filled().len();
+            match read {
+                std::task::Poll::Ready(Ok(Read::Some(_))) => {}
+                std::task::Poll::Ready(Ok(Read::End)) => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(frames, 6);
+        assert!(given > 6 * HEAD);
+    }
 }

@@ -65,6 +65,11 @@ pub(crate) const PROBE: Duration = Duration::from_secs(5);
 /// what small frames can pile up inside the engine, whatever the peer sends.
 pub(crate) const TURN_BYTES: usize = 256 * 1024;
 
+/// What a frame counts for in [`TURN_BYTES`] at least: the engine takes as long for one without data as
+/// for copying about so many bytes. A peer that sends nothing but heads of frames gets no more of the
+/// thread's time in a turn than one that sends data.
+pub(crate) const FRAME_COST: usize = 256;
+
 /// The engine charges each frame below 256 bytes with what it lacks to 256, until the frame leaves
 /// the engine, and ends the connection when this allowance is used up. One turn can bring `TURN_BYTES`
 /// and once more the engine's read buffer, which is smaller; a frame of one byte is 10 bytes there and

@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::ends::Ends;
 use crate::heads::{Heads, Read};
-use crate::settings::{Settings, TURN_BYTES};
+use crate::settings::{FRAME_COST, Settings, TURN_BYTES};
 
 /// The connection, shared by the engine that reads and writes it and the driver that ends a turn.
 ///
-/// Reading stops after [`TURN_BYTES`] in a turn, so that the driver can hand out what arrived.
+/// Reading stops after [`TURN_BYTES`] in a turn, so that the driver can hand out what arrived and other
+/// connections of the thread get theirs.
 /// Flushing is put off to the end of the turn, so that the frames of many streams leave in one write:
 /// the engine asks for a flush after every large frame.
 pub(crate) struct Turn<T> {
@@ -111,6 +112,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Turn<T> {
             };
             // A header block may be longer for the engine than it was on the wire.
             let cost = read.max(buf.filled().len() - before);
+            let cost = cost.max(heads.frames() * FRAME_COST);
             shared.left.set(shared.left.get().saturating_sub(cost));
             let received = shared.received.get().wrapping_add(read as u64);
             shared.received.set(received);

@@ -1,11 +1,15 @@
 //! Peers that mean harm: each is a script of raw frames, and each has a bound.
 
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ambit_relay::Sink;
 use ambit_tls::Peer;
 use http::HeaderMap;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
 use super::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
@@ -425,4 +429,77 @@ fn a_reset_right_behind_the_end_takes_back_nothing_of_what_was_sent() {
             assert_eq!(all, 20_000, "together: {together}");
         });
     }
+}
+
+/// A peer that has said all it will, and takes every answer. Counts what was taken of it.
+struct Said {
+    bytes: std::io::Cursor<Vec<u8>>,
+    taken: Rc<Cell<u64>>,
+}
+
+impl AsyncRead for Said {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.bytes.position() == self.bytes.get_ref().len() as u64 {
+            return Poll::Pending;
+        }
+        let result = Pin::new(&mut self.bytes).poll_read(cx, buf);
+        self.taken.set(self.bytes.position());
+        result
+    }
+}
+
+impl AsyncWrite for Said {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_turn_of_the_thread_takes_few_frames_however_small_they_are() {
+    const FRAMES: usize = 50_000;
+    live(async |peer| {
+        let all = [
+            PREFACE.to_vec(),
+            frame(SETTINGS, 0, 0, &[]),
+            frame(SETTINGS, ACK, 0, &[]),
+            open(1),
+            frame(DATA, 0, 1, b"x").repeat(FRAMES),
+        ];
+        let taken = Rc::new(Cell::new(0));
+        let said = Said {
+            bytes: std::io::Cursor::new(all.concat()),
+            taken: Rc::clone(&taken),
+        };
+        let mut incoming = serve(said, peer, &Settings::default(), std::future::pending())
+            .await
+            .unwrap();
+        let exchange = incoming.next().await.unwrap().unwrap();
+        let _stream = exchange.accept(HeaderMap::new()).unwrap();
+        let (mut turns, mut most) = (0, 0);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while taken.get() < 10 * FRAMES as u64 {
+            let before = taken.get();
+            assert!(incoming.poll_next(&mut cx).is_pending());
+            turns += 1;
+            most = most.max(taken.get() - before);
+        }
+        // What 1,024 frames are, and once more what the engine reads at a time.
+        assert!(most < 10 * 1024 + 70_000, "{most} bytes in one of {turns}");
+    });
 }
