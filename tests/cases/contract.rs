@@ -20,8 +20,13 @@ const VIP: &str = "10.96.0.10";
 
 /// `mesh/client` on one node, `mesh/server` and `mesh/second` on the other; `outside/gateway` is no
 /// part of the mesh.
-fn world(name: &str) -> World {
-    let plan = Plan::new(name)
+pub fn world(name: &str) -> World {
+    world_with(Plan::new(name))
+}
+
+/// The same, with what `plan` has already.
+pub fn world_with(plan: Plan) -> World {
+    let plan = plan
         .namespace("mesh", &[AMBIENT])
         .namespace("outside", &[])
         .pod("mesh/client", 1)
@@ -84,7 +89,7 @@ const FAR: &str = "server.mesh.svc.cluster.local";
 
 /// Two networks: the client's node is in one, the server's in the other, and a gateway between them
 /// that is asked for the service by name. `sans` is whom the service lets be at the far end.
-fn tell_two_networks(world: &World, sans: &[String]) {
+pub fn tell_two_networks(world: &World, sans: &[String]) {
     let [client, server, gateway] =
         ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
     let far = json!({

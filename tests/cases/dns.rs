@@ -1,8 +1,10 @@
 //! DNS: the mesh's names answered, all others passed on as they are, compared with a real server.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
 
+use ambit_tests::apps::bytes::Noise;
 use ambit_tests::dns::{Dnsmasq, query};
 use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::pod::Pod;
@@ -24,7 +26,8 @@ spec:
   ports: [{name: tcp, port: 80, targetPort: 8080}]
 "#;
 
-/// `mesh/client` asks dnsmasq in `outside/resolver`; `mesh/lost` asks a pod that serves no DNS.
+/// `mesh/client` asks dnsmasq in `outside/resolver`; `mesh/lost` asks a pod that serves no DNS. The other
+/// three were given no file that says whom to ask.
 fn plan() -> Plan {
     let captured =
         |pod: ambit_tests::plan::PodPlan| pod.annotation("ambient.istio.io/dns-capture", "true");
@@ -34,6 +37,9 @@ fn plan() -> Plan {
         .namespace("outside", &[])
         .pod_with("mesh/client", 1, captured)
         .pod_with("mesh/lost", 1, captured)
+        .pod_with("mesh/none", 1, captured)
+        .pod_with("mesh/folder", 1, captured)
+        .pod_with("mesh/noise", 1, captured)
         .pod("mesh/server", 2)
         .pod("other/ledger", 2)
         .pod("outside/resolver", 2)
@@ -188,7 +194,7 @@ fn names_of_the_mesh_are_answered_as_a_client_means_them() {
         |metrics: &ambit_tests::metrics::Metrics| metrics.sum("istio_dns_requests_total", &labels);
     let after = world.metrics("ztunnel-n1");
     assert!(requests(&after) - requests(&before) >= 4.0, "{after:?}");
-    let log = std::fs::read_to_string(world.programs().log("ztunnel-n1")).unwrap();
+    let log = fs::read_to_string(world.programs().log("ztunnel-n1")).unwrap();
     let mut lines = log.lines().filter(|line| line.contains(r#""scope":"dns""#));
     let line = lines
         .find(|line| line.contains(r#""domain":"ledger.other""#))
@@ -329,6 +335,51 @@ fn answers_are_kept_and_a_server_that_is_gone_is_a_failure_and_not_a_denial() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn a_pod_without_a_file_of_servers_has_the_meshs_names_and_the_others_once_it_has_one() {
+    let world = WORLD.alone();
+    let _dnsmasq = serve(&world);
+    let before = world.programs().process("ztunnel-n1");
+    let pods = ["mesh/none", "mesh/folder", "mesh/noise"].map(|path| world.pod(path));
+    let [none, folder, noise] = pods;
+    assert!(!none.resolv_conf().exists());
+    fs::create_dir(folder.resolv_conf()).unwrap();
+    let mut garbage = vec![0; 100_000];
+    Noise::new(3).fill(&mut garbage);
+    garbage.splice(
+        50..50,
+        *b"\nnameserver\nsearch\nnameserver \xff\noptions ndots:\n",
+    );
+    fs::write(noise.resolv_conf(), garbage).unwrap();
+    let mesh = query("server.mesh.svc.cluster.local", RecordType::A, None);
+    let other = query("web.example", RecordType::A, None);
+    let [mesh, other] = [mesh, other].map(|query| query.to_vec().unwrap());
+    let told_of = |pod: &Pod, asked: &[u8]| read(&pod.dns_over_udp(ip(V4), asked).unwrap());
+    // Whom the proxy itself would ask is not to be reached from here.
+    std::thread::scope(|scope| {
+        for pod in pods {
+            scope.spawn(|| {
+                assert_eq!(told_of(pod, &mesh).answers.len(), 1, "{}", pod.path());
+                let failed = told_of(pod, &other);
+                assert_eq!(failed.response_code, ResponseCode::ServFail);
+            });
+        }
+    });
+    fs::remove_dir(folder.resolv_conf()).unwrap();
+    for pod in pods {
+        let server = world.pod("outside/resolver").ipv4();
+        pod.write_resolv_conf(&format!("nameserver {server}\n"));
+    }
+    for pod in pods {
+        world.eventually("it asks the server that it is now given", || {
+            let answer = pod.dns_over_udp(ip(V4), &other);
+            answer.is_ok_and(|answer| read(&answer).answers.len() == 1)
+        });
+        fs::remove_file(pod.resolv_conf()).unwrap();
+    }
+    assert_eq!(world.programs().process("ztunnel-n1"), before);
 }
 
 #[test]

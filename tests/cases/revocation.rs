@@ -9,6 +9,8 @@ use ambit_tests::mint::Mint;
 use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::world::{Shared, World, started};
 
+use crate::contract::{tell_two_networks, world_with};
+
 /// Both node proxies read one file of lists, which is not there at first.
 static WORLD: Shared = Shared::new(|| {
     started(
@@ -169,4 +171,35 @@ fn a_list_that_cannot_be_read_leaves_those_in_force_and_is_reported() {
     world.eventually("all is well again", || {
         current(0.0) && world.pod("mesh/other").reaches("mesh/server:9602")
     });
+}
+
+/// Two networks with a gateway between them; its tunnel, in which others run, rests on a certificate
+/// that nobody takes back.
+#[test]
+fn a_certificate_taken_back_ends_what_runs_inside_the_tunnel_of_another() {
+    let world = world_with(Plan::new("crl-nets").setting("CRL_PATH", "{run}/crl.pem"));
+    let [client, server, gateway] =
+        ["mesh/client", "mesh/server", "outside/gateway"].map(|path| world.pod(path));
+    tell_two_networks(&world, &[server.identity()]);
+    let mint = Mint::of(&world.state()).unwrap();
+    let svid = mint.issue(&gateway.identity()).unwrap().svid().unwrap();
+    let (outer, _) = gateway.serve_gateway(15009, svid, (server.ipv4(), 15008).into());
+    let _echo = server.serve_echo(8080);
+    for (revoked, node, direction) in [
+        ("mesh/server", "ztunnel-n1", "outbound"),
+        ("mesh/client", "ztunnel-n2", "inbound"),
+    ] {
+        let mut live = client.connect("server.mesh:80").unwrap();
+        assert!(echoes(&mut live));
+        take_back(&world, &[revoked]);
+        let ended = live.read(&mut [0; 1]);
+        let waits = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+        assert!(!ended.as_ref().is_err_and(waits), "{revoked}: {ended:?}");
+        let of_it = [("direction", direction), ("error", "certificate revoked")];
+        world.wait_records(node, &of_it, 1);
+        assert!(!client.reaches("server.mesh:80"), "{revoked}");
+        take_back(&world, &[]);
+        world.eventually("a hold that is lifted", || client.reaches("server.mesh:80"));
+    }
+    assert_eq!(outer.seen().count(), 1, "the outer tunnel goes on");
 }

@@ -32,7 +32,7 @@ const ECHO: u16 = 9710;
 const PORTS: [u16; 9] = [BYTES, ENDS, RESETS, BROKEN, QUIET, SLOW, MANY, TINY, ECHO];
 
 /// A thing that happens at once on an idle machine and late on a loaded one.
-const BOUND: Duration = Duration::from_secs(20);
+pub const BOUND: Duration = Duration::from_secs(20);
 
 const OURS: &str = "ztunnel-n1";
 const ENVOY: &str = "envoy-outside-proxy";
@@ -101,7 +101,7 @@ fn counted(world: &World, name: &str) -> u64 {
     value.parse().unwrap_or_else(|_| panic!("{name}: {text}"))
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -109,7 +109,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, work)
 }
 
-fn round_trip(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+pub fn round_trip(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     stream.write_all(message)?;
     let mut answer = vec![0; message.len()];
     stream.read_exact(&mut answer)?;
@@ -145,14 +145,14 @@ fn envoy_and_ours_carry_every_byte_both_ways_under_their_identities() {
 }
 
 /// What the first to end says.
-const FIRST: &[u8] = b"that is all from me";
+pub const FIRST: &[u8] = b"that is all from me";
 
 /// How much the other one says after that end, where it says something.
-const AFTER: usize = 300_000;
+pub const AFTER: usize = 300_000;
 
 /// Serves by the client's first byte. `C` and `c`: the client ends first; `S` and `s`: the server
 /// does. The other one goes on where the letter is large.
-async fn ends_by_turns(mut stream: tokio::net::TcpStream) -> io::Result<Vec<u8>> {
+pub async fn ends_by_turns(mut stream: tokio::net::TcpStream) -> io::Result<Vec<u8>> {
     let command = stream.read_u8().await?;
     let mut rest = Vec::new();
     if command.eq_ignore_ascii_case(&b'S') {

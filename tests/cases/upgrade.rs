@@ -1,14 +1,16 @@
 //! A node proxy takes over from another, as in a rolling update.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use ambit_tests::world::{Shared, World, started};
+use ambit_tests::world::{START, Shared, World, started};
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::load::Load;
 use crate::mesh::plan;
+use crate::tunnels::{BOUND, round_trip};
 
 static WORLD: Shared = Shared::new(|| started(plan("upg")));
 
@@ -69,4 +71,46 @@ fn a_proxy_takes_over_under_load_without_one_lost_connection() {
     let packets = capture.end();
     assert_eq!(packets.with(MARKER), 0);
     assert!(packets.to_port(15008) > 0, "it went through tunnels");
+}
+
+#[test]
+fn what_is_cut_at_the_deadline_is_reset_and_on_record_and_what_had_ended_stays_whole() {
+    let cut = plan("cut").setting("CONNECTION_TERMINATION_DEADLINE", "1s");
+    let world = World::start(cut).unwrap_or_else(|error| panic!("{error:?}"));
+    let [client, server] = ["mesh/client", "mesh/server"].map(|path| world.pod(path));
+    let _echo = server.serve_echo(9503);
+    let (tell, told) = std::sync::mpsc::channel();
+    let _ends = server.serve(9504, move |mut stream, _| {
+        let tell = tell.clone();
+        async move {
+            stream.write_all(b"whole").await?;
+            stream.shutdown().await?;
+            let rest = stream.read_to_end(&mut Vec::new()).await;
+            let _ = tell.send(rest.map_err(|error| error.kind()));
+            Ok(())
+        }
+    });
+    let mut open = client.connect("mesh/server:9503").unwrap();
+    round_trip(&mut open, b"half of a message").unwrap();
+    let mut ended = client.connect("mesh/server:9504").unwrap();
+    let mut answer = [0; 5];
+    ended.read_exact(&mut answer).unwrap();
+    world.programs().end("ztunnel-n2", Signal::SIGTERM, START);
+    let error = open.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::ConnectionReset,
+        "no end that looks like one"
+    );
+    // That direction was over; the other was not.
+    assert_eq!(ended.read(&mut [0; 8]).unwrap(), 0);
+    assert_eq!(
+        told.recv_timeout(BOUND).unwrap(),
+        Err(ErrorKind::ConnectionReset)
+    );
+    let fields = [
+        ("direction", "inbound"),
+        ("error", "connection closed by drain"),
+    ];
+    assert_eq!(world.wait_records("ztunnel-n2", &fields, 2).len(), 2);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -89,8 +89,14 @@ impl Pod {
     ///
     /// Not root.
     pub fn write_resolv_conf(&self, text: &str) {
+        fs::write(self.resolv_conf(), text).expect("the folder of its namespace");
+    }
+
+    /// Where the pod's `resolv.conf` is.
+    #[must_use]
+    pub fn resolv_conf(&self) -> PathBuf {
         let folder = Path::new("/etc/netns").join(&self.netns_name);
-        fs::write(folder.join("resolv.conf"), text).expect("the folder of its namespace");
+        folder.join("resolv.conf")
     }
 
     /// Runs dnsmasq in this pod with these records until the answer is dropped.
