@@ -5,6 +5,7 @@
 #
 #   ./scripts/test.sh                 everything
 #   ./scripts/test.sh lint|unit|fuzz|world [filter]   one stage; a filter picks tests by name
+#   ISTIO_ZTUNNEL=/path/to/ztunnel ./scripts/test.sh world istio::   tunnels with Istio's node proxy at one end
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/needs.sh"
 cd "$root"
@@ -13,7 +14,7 @@ stage=${1:-all}
 filter=${2:-}
 case "$stage" in
   all|lint|unit|fuzz|world) ;;
-  -h|--help) sed -n '2,8p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+  -h|--help) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
   *) die "unknown stage '$stage': all, lint, unit, fuzz or world" ;;
 esac
 wants() { [ "$stage" = all ] || [ "$stage" = "$1" ]; }

@@ -8,6 +8,7 @@ mod enrolment;
 mod failure;
 mod faults;
 mod inventory;
+mod istio;
 mod load;
 mod mesh;
 mod network;

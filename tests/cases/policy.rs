@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::mesh::POLICED;
 
 /// An authorization policy.
-fn policy(namespace: &str, selector: Option<&str>, action: &str, rules: &Value) -> String {
+pub fn policy(namespace: &str, selector: Option<&str>, action: &str, rules: &Value) -> String {
     let mut spec = json!({"action": action, "rules": rules});
     if let Some(app) = selector {
         spec["selector"] = json!({"matchLabels": {"app": app}});

@@ -20,8 +20,8 @@ pub struct Plan {
     pub(crate) mesh: bool,
     /// Waypoints are Envoys.
     pub(crate) envoy: bool,
-    /// Stands in for our node proxy.
-    pub(crate) node_proxy: Option<PathBuf>,
+    /// What stands in for our node proxy, by node.
+    pub(crate) node_proxies: BTreeMap<usize, PathBuf>,
     pub(crate) environment: BTreeMap<String, String>,
 }
 
@@ -192,8 +192,14 @@ impl Plan {
 
     /// Runs another program, which takes Istio's settings, as the proxy of every node.
     #[must_use]
-    pub fn node_proxy(mut self, program: &Path) -> Self {
-        self.node_proxy = Some(program.to_owned());
+    pub fn node_proxy(self, program: &Path) -> Self {
+        (1..=self.nodes).fold(self, |plan, node| plan.node_proxy_of(node, program))
+    }
+
+    /// Runs another program, which takes Istio's settings, as the proxy of one node.
+    #[must_use]
+    pub fn node_proxy_of(mut self, node: usize, program: &Path) -> Self {
+        self.node_proxies.insert(node, program.to_owned());
         self
     }
 

@@ -72,7 +72,7 @@ impl World {
         environment.insert("INPOD_UDS".to_owned(), socket.display().to_string());
         let ztunnel = Recipe {
             netns,
-            program: match &self.plan.node_proxy {
+            program: match self.plan.node_proxies.get(&node) {
                 Some(other) => other.clone(),
                 None => programs::folder()?.join("ztunnel"),
             },
