@@ -7,7 +7,7 @@ use std::time::Duration;
 use ambit_bench::place::AMBIT;
 use ambit_bench::report::Table;
 use ambit_bench::tunnel::{self, Effort, Shape};
-use ambit_bench::{relay, waypoint};
+use ambit_bench::{hostile, relay, waypoint};
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -26,6 +26,8 @@ enum What {
     Run(Run),
     /// Measure what the size of the mesh costs a node proxy.
     Scale(Scale),
+    /// What one hostile peer costs a quiet pod beside it.
+    Hostile(Hostile),
     /// Be the bare relay, in the namespace this is started in.
     Relay {
         /// The port that redirect rules lead to.
@@ -72,6 +74,25 @@ struct Scale {
     json: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Hostile {
+    /// Rounds; medians are shown.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each arm of each attack in each round.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Data threads of each node proxy.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Microseconds between two blows of the attacker; none if it does all it can.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+    /// Also write everything here, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -88,6 +109,14 @@ fn main() -> Result<()> {
         What::Scale(scale) => {
             let table = ambit_bench::scale::measure(scale.rounds, say)?;
             report(&[table], scale.json.as_deref())
+        }
+        What::Hostile(with) => {
+            let (during, pause) = (
+                Duration::from_secs(with.seconds),
+                Duration::from_micros(with.pause),
+            );
+            let table = hostile::compare(with.rounds, during, with.threads, pause, say)?;
+            report(&[table], with.json.as_deref())
         }
     }
 }

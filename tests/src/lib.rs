@@ -30,6 +30,7 @@ pub mod discovery;
 pub mod dns;
 pub mod envoy;
 pub mod expect;
+pub mod hostile;
 pub mod http;
 pub mod istioctl;
 pub mod manifests;

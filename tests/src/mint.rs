@@ -175,29 +175,7 @@ impl Pod {
             ..Dial::new(to, CONNECT)
         };
         let stream = dial.connect().await?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anything(provider)));
-        let mut config = match with {
-            None => config.with_no_client_auth(),
-            Some(credentials) => {
-                let chain = credentials.chain.iter().map(|pem| {
-                    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(io::Error::other)
-                });
-                let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes());
-                config
-                    .with_client_auth_cert(
-                        chain.collect::<io::Result<_>>()?,
-                        key.map_err(io::Error::other)?,
-                    )
-                    .map_err(io::Error::other)?
-            }
-        };
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let connector = TlsConnector::from(Arc::new(config));
+        let connector = TlsConnector::from(Arc::new(unchecking(with)?));
         let mut tls = connector
             .connect(ServerName::IpAddress(to.ip().into()), stream)
             .await?;
@@ -218,6 +196,33 @@ impl Pod {
             certificates,
         })
     }
+}
+
+/// TLS of a client that takes any server for right, as whom these credentials say or as nobody.
+pub(crate) fn unchecking(with: Option<&Credentials>) -> io::Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anything(provider)));
+    let mut config = match with {
+        None => config.with_no_client_auth(),
+        Some(credentials) => {
+            let chain = credentials.chain.iter().map(|pem| {
+                CertificateDer::from_pem_slice(pem.as_bytes()).map_err(io::Error::other)
+            });
+            let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes());
+            config
+                .with_client_auth_cert(
+                    chain.collect::<io::Result<_>>()?,
+                    key.map_err(io::Error::other)?,
+                )
+                .map_err(io::Error::other)?
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// Takes any certificate: to look at it.
