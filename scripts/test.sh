@@ -14,7 +14,7 @@ stage=${1:-all}
 filter=${2:-}
 case "$stage" in
   all|lint|unit|fuzz|world) ;;
-  -h|--help) sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+  -h|--help) sed -n '2,8p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
   *) die "unknown stage '$stage': all, lint, unit, fuzz or world" ;;
 esac
 wants() { [ "$stage" = all ] || [ "$stage" = "$1" ]; }
