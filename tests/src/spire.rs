@@ -131,7 +131,7 @@ impl SpireAgent {
         self.shared.changed.send_replace(());
     }
 
-    /// The serial number of the certificate in force of an identity.
+    /// The serial number of the certificate in force of an identity: decimal, as dumps show it.
     #[must_use]
     pub fn serial(&self, identity: &str) -> Option<String> {
         let current = self.shared.current.lock();
@@ -185,7 +185,9 @@ impl Shared {
             Issued {
                 chain: leaf.expect("a leaf").to_vec(),
                 key: key.serialize_der(),
-                serial: made.svid().expect("a certificate").serial().to_owned(),
+                serial: made.svid().expect("a certificate").chain()[0]
+                    .serial
+                    .clone(),
             }
         });
         issued.clone()
