@@ -19,6 +19,9 @@ use crate::mesh::MESH;
 /// A thing that happens at once on an idle machine and late on a loaded one.
 const BOUND: Duration = Duration::from_secs(20);
 
+/// Servers for `mesh/client`: one on another node, reached by tunnel, and one on its own.
+const SERVERS: [&str; 2] = ["mesh/server", "mesh/near"];
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,44 +79,45 @@ fn remember() -> (
 
 #[test]
 fn the_server_may_end_its_sending_first_and_go_on_reading() {
-    let world = MESH.with_others();
-    let (said, say) = remember();
-    let _app = world.pod("mesh/server").serve(9003, move |mut stream, _| {
-        let say = say.clone();
-        async move {
-            stream.write_all(b"that is all from me").await?;
-            stream.shutdown().await?;
-            let mut rest = String::new();
-            stream.read_to_string(&mut rest).await?;
-            say(rest);
-            Ok(())
-        }
-    });
-    let mut stream = world
-        .pod("mesh/client")
-        .connect("mesh/server:9003")
-        .unwrap();
-    let mut greeting = String::new();
-    stream.read_to_string(&mut greeting).unwrap();
-    assert_eq!(greeting, "that is all from me");
-    stream.write_all(b"but not from me").unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    eventually(BOUND, "the server reads to the end", || {
-        let said = said.lock();
-        if *said == ["but not from me"] {
-            Ok(())
-        } else {
-            Err(said.clone())
-        }
-    });
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let (said, say) = remember();
+        let _app = world.pod(server).serve(9003, move |mut stream, _| {
+            let say = say.clone();
+            async move {
+                stream.write_all(b"that is all from me").await?;
+                stream.shutdown().await?;
+                let mut rest = String::new();
+                stream.read_to_string(&mut rest).await?;
+                say(rest);
+                Ok(())
+            }
+        });
+        let mut stream = world
+            .pod("mesh/client")
+            .connect(&format!("{server}:9003"))
+            .unwrap();
+        let mut greeting = String::new();
+        stream.read_to_string(&mut greeting).unwrap();
+        assert_eq!(greeting, "that is all from me");
+        stream.write_all(b"but not from me").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        eventually(BOUND, "the server reads to the end", || {
+            let said = said.lock();
+            if *said == ["but not from me"] {
+                Ok(())
+            } else {
+                Err(said.clone())
+            }
+        });
+    }
 }
 
 #[test]
 fn the_client_may_end_its_sending_first_and_go_on_reading() {
-    let world = MESH.with_others();
-    let _app = world
-        .pod("mesh/server")
-        .serve(9004, |mut stream, _| async move {
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let _app = world.pod(server).serve(9004, |mut stream, _| async move {
             let mut question = String::new();
             stream.read_to_string(&mut question).await?;
             // Nothing moves for a while after the client's end: the direction back must stay open.
@@ -123,85 +127,94 @@ fn the_client_may_end_its_sending_first_and_go_on_reading() {
                 .await?;
             stream.shutdown().await
         });
-    let answer = world
-        .pod("mesh/client")
-        .ask("mesh/server:9004", b"nothing")
-        .unwrap();
-    assert_eq!(answer, b"you said nothing");
+        let answer = world
+            .pod("mesh/client")
+            .ask(&format!("{server}:9004"), b"nothing")
+            .unwrap();
+        assert_eq!(answer, b"you said nothing");
+    }
 }
 
 #[test]
 fn a_server_may_speak_first() {
-    let world = MESH.with_others();
-    let _app = world.pod("mesh/server").serve_greeting(9005, "220 ready");
-    let mut stream = world
-        .pod("mesh/client")
-        .connect("mesh/server:9005")
-        .unwrap();
-    let mut greeting = [0; 9];
-    stream.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"220 ready");
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let _app = world.pod(server).serve_greeting(9005, "220 ready");
+        let mut stream = world
+            .pod("mesh/client")
+            .connect(&format!("{server}:9005"))
+            .unwrap();
+        let mut greeting = [0; 9];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"220 ready");
+    }
 }
 
 #[test]
 fn a_reset_by_the_server_is_a_reset_at_the_client() {
-    let world = MESH.with_others();
-    let _app = world.pod("mesh/server").serve_reset(9006);
-    for _ in 0..5 {
-        let mut stream = world
-            .pod("mesh/client")
-            .connect("mesh/server:9006")
-            .unwrap();
-        stream.write_all(b"x").unwrap();
-        let error = stream.read(&mut [0; 8]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let _app = world.pod(server).serve_reset(9006);
+        for _ in 0..5 {
+            let mut stream = world
+                .pod("mesh/client")
+                .connect(&format!("{server}:9006"))
+                .unwrap();
+            stream.write_all(b"x").unwrap();
+            let error = stream.read(&mut [0; 8]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
     }
 }
 
 #[test]
 fn a_reset_by_the_client_is_a_reset_at_the_server() {
-    let world = MESH.with_others();
-    let (said, say) = remember();
-    let _app = world.pod("mesh/server").serve(9007, move |mut stream, _| {
-        let say = say.clone();
-        async move {
-            stream.write_all(b"!").await?;
-            let mut rest = Vec::new();
-            let outcome = stream.read_to_end(&mut rest).await;
-            say(format!("{:?}", outcome.map_err(|error| error.kind())));
-            Ok(())
-        }
-    });
-    let mut stream = world
-        .pod("mesh/client")
-        .connect("mesh/server:9007")
-        .unwrap();
-    stream.read_exact(&mut [0]).unwrap();
-    ambit_net::options::reset_on_close(&stream).unwrap();
-    drop(stream);
-    eventually(BOUND, "the server sees the reset", || {
-        let said = said.lock();
-        if *said == ["Err(ConnectionReset)"] {
-            Ok(())
-        } else {
-            Err(said.clone())
-        }
-    });
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let (said, say) = remember();
+        let _app = world.pod(server).serve(9007, move |mut stream, _| {
+            let say = say.clone();
+            async move {
+                stream.write_all(b"!").await?;
+                let mut rest = Vec::new();
+                let outcome = stream.read_to_end(&mut rest).await;
+                say(format!("{:?}", outcome.map_err(|error| error.kind())));
+                Ok(())
+            }
+        });
+        let mut stream = world
+            .pod("mesh/client")
+            .connect(&format!("{server}:9007"))
+            .unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        ambit_net::options::reset_on_close(&stream).unwrap();
+        drop(stream);
+        eventually(BOUND, "the server sees the reset", || {
+            let said = said.lock();
+            if *said == ["Err(ConnectionReset)"] {
+                Ok(())
+            } else {
+                Err(said.clone())
+            }
+        });
+    }
 }
 
 #[test]
 fn a_refused_port_is_no_answer() {
-    let world = MESH.with_others();
-    let mut stream = match world.pod("mesh/client").connect("mesh/server:9999") {
-        Ok(stream) => stream,
-        Err(_) => return, // a direct refusal is as good
-    };
-    let outcome = stream.read(&mut [0; 1]);
-    assert!(
-        matches!(outcome, Err(ref error) if error.kind() == ErrorKind::ConnectionReset)
-            || matches!(outcome, Ok(0)),
-        "{outcome:?}"
-    );
+    for server in SERVERS {
+        let world = MESH.with_others();
+        let mut stream = match world.pod("mesh/client").connect(&format!("{server}:9999")) {
+            Ok(stream) => stream,
+            Err(_) => return, // a direct refusal is as good
+        };
+        let outcome = stream.read(&mut [0; 1]);
+        assert!(
+            matches!(outcome, Err(ref error) if error.kind() == ErrorKind::ConnectionReset)
+                || matches!(outcome, Ok(0)),
+            "{outcome:?}"
+        );
+    }
 }
 
 async fn round_trip(stream: &mut AsyncStream, message: &[u8]) -> io::Result<()> {
@@ -214,35 +227,37 @@ async fn round_trip(stream: &mut AsyncStream, message: &[u8]) -> io::Result<()> 
 
 #[test]
 fn two_thousand_connections_at_once_all_work() {
-    const COUNT: usize = 2000;
-    let world = MESH.with_others();
-    let app = world.pod("mesh/server").serve_echo(9008);
-    let client = world.pod("mesh/client");
-    let local = tokio::task::LocalSet::new();
-    let opened = local.run_until(async {
-        let mut opening = JoinSet::new();
-        for number in 0..COUNT {
-            let client = client.clone();
-            opening.spawn_local(async move {
-                let mut stream = client.dial("mesh/server:9008").await?;
-                round_trip(&mut stream, format!("first {number}").as_bytes()).await?;
-                io::Result::Ok((number, stream))
-            });
-        }
-        let mut open = Vec::new();
-        while let Some(done) = opening.join_next().await {
-            open.push(done.unwrap().expect("every connection opens"));
-        }
-        // All are open now; each still works.
-        for (number, stream) in &mut open {
-            round_trip(stream, format!("again {number}").as_bytes())
-                .await
-                .expect("still open");
-        }
-        open.len()
-    });
-    assert_eq!(block_on(opened), COUNT);
-    assert_eq!(app.seen().count(), COUNT);
+    for server in SERVERS {
+        const COUNT: usize = 2000;
+        let world = MESH.with_others();
+        let app = world.pod(server).serve_echo(9008);
+        let client = world.pod("mesh/client");
+        let local = tokio::task::LocalSet::new();
+        let opened = local.run_until(async {
+            let mut opening = JoinSet::new();
+            for number in 0..COUNT {
+                let client = client.clone();
+                opening.spawn_local(async move {
+                    let mut stream = client.dial(&format!("{server}:9008")).await?;
+                    round_trip(&mut stream, format!("first {number}").as_bytes()).await?;
+                    io::Result::Ok((number, stream))
+                });
+            }
+            let mut open = Vec::new();
+            while let Some(done) = opening.join_next().await {
+                open.push(done.unwrap().expect("every connection opens"));
+            }
+            // All are open now; each still works.
+            for (number, stream) in &mut open {
+                round_trip(stream, format!("again {number}").as_bytes())
+                    .await
+                    .expect("still open");
+            }
+            open.len()
+        });
+        assert_eq!(block_on(opened), COUNT);
+        assert_eq!(app.seen().count(), COUNT);
+    }
 }
 
 /// Writes until nothing is taken any more.

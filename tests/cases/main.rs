@@ -11,6 +11,7 @@ mod inventory;
 mod istio;
 mod load;
 mod mesh;
+mod neighbours;
 mod network;
 mod observation;
 mod on_demand;

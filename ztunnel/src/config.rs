@@ -270,6 +270,8 @@ pub struct Settings {
     pub preferred_service_namespace: String,
     /// A waypoint's PROXY-protocol port is dialled on loopback.
     pub localhost_app_tunnel: bool,
+    /// Connections between two pods of this node take no tunnel.
+    pub same_node_direct: bool,
     /// Answer CONNECT with the destination's labels.
     pub response_baggage: bool,
     /// Admin server (localhost only).

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambit_hbone::client::{self, Opened};
+use ambit_hbone::client::{self, Opened, Place};
 use ambit_hbone::pool::{CheckoutError, Key};
 use ambit_hbone::{OpenError, Request, Stream, StreamIo, TunnelError};
 use ambit_model::admit::Admitted;
@@ -86,6 +86,71 @@ pub async fn tunnel(
     limit: Option<Duration>,
 ) -> Result<Through, Outcome> {
     let svid = pod.svid().await?;
+    let place = place(pod, &svid, source, way, limit).await?;
+    let FarEnd { peer, proof } = FarEnd::of(&place);
+    let request = Request {
+        authority: way.authority.clone(),
+        headers,
+    };
+    let Some(beyond) = &way.beyond else {
+        let opened = place.open(request).await.map_err(open_failed)?;
+        return Ok(Through {
+            opened,
+            peer,
+            proofs: proof.into_iter().collect(),
+        });
+    };
+    let inner = inner_request(&request, &pod.worker.shared.settings.network);
+    let outer = place.open(request).await.map_err(open_failed)?;
+    // Boxed: two handshakes' state, for few connections.
+    let mut through = Box::pin(inner_tunnel(pod, &svid, outer.stream, beyond, inner)).await?;
+    through.proofs.extend(proof);
+    Ok(through)
+}
+
+/// Who proved to be at the far end of a tunnel.
+#[derive(Debug)]
+pub struct FarEnd {
+    /// Its identity.
+    pub peer: Identity,
+    /// By which path, where that may be revoked.
+    pub proof: Option<Lineage>,
+}
+
+impl FarEnd {
+    fn of(place: &Place) -> Self {
+        let peer = place.tunnel().peer();
+        Self {
+            peer: peer.identity().clone(),
+            proof: peer.lineage().cloned(),
+        }
+    }
+}
+
+/// Makes sure that there is a tunnel, and opens no stream in it: the network lets the two ends talk,
+/// and the far one is who it should be.
+///
+/// # Errors
+/// Why there is none.
+pub async fn far_end(
+    pod: &Rc<ServedPod>,
+    svid: &Arc<Svid>,
+    source: &Workload,
+    way: &Tunnel,
+    limit: Option<Duration>,
+) -> Result<FarEnd, Outcome> {
+    let place = place(pod, svid, source, way, limit).await?;
+    Ok(FarEnd::of(&place))
+}
+
+/// A place for one stream in a tunnel, on one that is there or a new one.
+async fn place(
+    pod: &Rc<ServedPod>,
+    svid: &Arc<Svid>,
+    source: &Workload,
+    way: &Tunnel,
+    limit: Option<Duration>,
+) -> Result<Place, Outcome> {
     let key = Key {
         source: source.uid.clone(),
         identity: svid.identity().clone(),
@@ -96,7 +161,7 @@ pub async fn tunnel(
     };
     let dial = || {
         let (pod, expected) = (Rc::clone(pod), way.expected.clone());
-        new_tunnel(pod, Arc::clone(&svid), way.next_hop, expected)
+        new_tunnel(pod, Arc::clone(svid), way.next_hop, expected)
     };
     let checkout = pod.worker.pool.checkout(&key, dial);
     let place = match limit {
@@ -113,32 +178,7 @@ pub async fn tunnel(
         shared.metrics.revoked(Reporter::Source, 1);
         return Err(Reason::Revoked.into());
     }
-    let peer = place.tunnel().peer().identity().clone();
-    let proofs: Vec<_> = place
-        .tunnel()
-        .peer()
-        .lineage()
-        .cloned()
-        .into_iter()
-        .collect();
-    let request = Request {
-        authority: way.authority.clone(),
-        headers,
-    };
-    let Some(beyond) = &way.beyond else {
-        let opened = place.open(request).await.map_err(open_failed)?;
-        return Ok(Through {
-            opened,
-            peer,
-            proofs,
-        });
-    };
-    let inner = inner_request(&request, &shared.settings.network);
-    let outer = place.open(request).await.map_err(open_failed)?;
-    // Boxed: two handshakes' state, for few connections.
-    let mut through = Box::pin(inner_tunnel(pod, &svid, outer.stream, beyond, inner)).await?;
-    through.proofs.extend(proofs);
-    Ok(through)
+    Ok(place)
 }
 
 /// The request inside a gateway's tunnel: the same, and which network it comes from.

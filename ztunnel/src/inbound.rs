@@ -46,9 +46,9 @@ use crate::record::{Outcome, Record};
 
 /// Where a tunnel came from and what it was connected to.
 #[derive(Debug, Clone, Copy)]
-struct Ends {
-    peer: SocketAddr,
-    local: SocketAddr,
+pub(crate) struct Ends {
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
 }
 
 /// Serves one tunnel from accept to close.
@@ -132,18 +132,20 @@ fn refused(
     record.finish(&reason.into());
 }
 
-/// What a CONNECT says.
-struct Asked {
-    authority: Authority,
-    peer: Identity,
-    proof: Option<Lineage>,
+/// What a CONNECT says, or would say where none is needed.
+pub(crate) struct Asked {
+    pub(crate) authority: Authority,
+    pub(crate) peer: Identity,
+    pub(crate) proof: Option<Lineage>,
     /// What the peer says of its workload, and which service its client addressed. Telemetry only.
-    said: Option<Box<Baggage>>,
-    host: Option<Arc<str>>,
+    pub(crate) said: Option<Box<Baggage>>,
+    pub(crate) host: Option<Arc<str>>,
     /// The trace it belongs to. Telemetry only.
-    trace: Trace,
+    pub(crate) trace: Trace,
     /// It came through a gateway from another network: the address it came from is the gateway's.
-    elsewhere: bool,
+    pub(crate) elsewhere: bool,
+    /// It comes from a pod of this node, and no tunnel carries it.
+    pub(crate) neighbour: bool,
 }
 
 impl Asked {
@@ -159,6 +161,7 @@ impl Asked {
             host: forwarded.and_then(|forwarded| forwarded.host),
             trace: trace(&request.headers),
             elsewhere: from_elsewhere(&request.headers, network),
+            neighbour: false,
         }
     }
 }
@@ -235,14 +238,14 @@ async fn carry(
 }
 
 /// An admitted stream with the application at its other end.
-struct Opened {
-    guard: Guard,
-    local: Arc<Workload>,
-    application: TcpStream,
+pub(crate) struct Opened {
+    pub(crate) guard: Guard,
+    pub(crate) local: Arc<Workload>,
+    pub(crate) application: TcpStream,
 }
 
 /// Decides and connects to the application.
-async fn open(
+pub(crate) async fn open(
     pod: &ServedPod,
     asked: Asked,
     ends: Ends,
@@ -260,11 +263,12 @@ async fn open(
     }
     record.open();
     let admitted = decided?;
-    let guard = pod.register(
-        Decided::Inbound(admitted.clone()),
-        ends.peer,
-        asked.host.as_deref().map(Rc::from),
-    );
+    let decided = match asked.neighbour {
+        true => Decided::Neighbour(admitted.clone()),
+        false => Decided::Inbound(admitted.clone()),
+    };
+    let host = asked.host.as_deref().map(Rc::from);
+    let guard = pod.register(decided, ends.peer, host);
     if let Some(proof) = &asked.proof {
         guard.rests_on(proof, &pod.worker.shared.revocation.lists);
     }
@@ -371,7 +375,7 @@ fn answer(pod: &ServedPod, local: &Arc<Workload>) -> HeaderMap {
     headers
 }
 
-fn status(reason: Reason) -> StatusCode {
+pub(crate) fn status(reason: Reason) -> StatusCode {
     StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
 }
 

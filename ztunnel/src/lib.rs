@@ -16,6 +16,7 @@ pub mod inpod;
 mod issuer;
 pub mod live;
 pub mod metrics;
+pub mod neighbour;
 pub mod outbound;
 pub mod passthrough;
 pub mod pod;

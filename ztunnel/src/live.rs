@@ -38,6 +38,8 @@ const TURN: usize = 256;
 pub enum Decided {
     /// It came in for a pod of this node.
     Inbound(Admitted),
+    /// It came in for a pod of this node from another one, and no tunnel carries it.
+    Neighbour(Admitted),
     /// It left a pod of this node.
     Outbound(Carried),
 }
@@ -289,7 +291,9 @@ impl Drop for Guard {
 
 fn still_right(view: &View, decided: &Decided) -> Result<(), Refusal> {
     match decided {
-        Decided::Inbound(admitted) => admit::still_admitted(view, admitted),
+        Decided::Inbound(admitted) | Decided::Neighbour(admitted) => {
+            admit::still_admitted(view, admitted)
+        }
         Decided::Outbound(carried) => still_carried(view, carried).map_err(Refusal::from),
     }
 }
@@ -327,14 +331,13 @@ fn still_carried(view: &View, carried: &Carried) -> Result<(), Reason> {
 fn listed(entry: &Entry) -> Listed {
     let wanted = entry.wanted.as_deref().map(str::to_owned);
     let shown = match &entry.decided {
-        Decided::Inbound(admitted) => Shown {
+        Decided::Inbound(admitted) | Decided::Neighbour(admitted) => Shown {
             src: entry.source,
             original_dst: wanted,
             actual_dst: admitted.upstream().to_string(),
-            protocol: if admitted.peer().is_some() {
-                "HBONE"
-            } else {
-                "TCP"
+            protocol: match &entry.decided {
+                Decided::Inbound(_) if admitted.peer().is_some() => "HBONE",
+                _ => "TCP",
             },
             peer: admitted.peer().map(ToString::to_string),
         },
@@ -348,7 +351,7 @@ fn listed(entry: &Entry) -> Listed {
     };
     Listed {
         pod: entry.pod.to_string(),
-        inbound: matches!(entry.decided, Decided::Inbound(_)),
+        inbound: !matches!(entry.decided, Decided::Outbound(_)),
         shown,
     }
 }

@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use crate::busy::Work;
 use crate::dial;
 use crate::live::{Carried, Decided, Guard};
+use crate::neighbour::{self, Arrived, Call};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -112,6 +113,7 @@ fn destination(client: &TcpStream) -> Result<SocketAddr, Outcome> {
 enum Onward {
     Plain(TcpStream),
     Tunnel(Stream),
+    Neighbour(Box<Arrived>),
 }
 
 struct Connection<'a> {
@@ -256,6 +258,9 @@ impl Connection<'_> {
             }
             Route::Tunnel(way) => way,
         };
+        if let Some(neighbour) = neighbour::find(self.pod, way) {
+            return self.hand_over(neighbour, way, limit, guard, record).await;
+        }
         let trace = TraceParent::root(fastrand::u128(..), fastrand::u64(..));
         // The tunnel's other end is told of this connection's span as its parent.
         record.trace = Some(Trace {
@@ -275,6 +280,34 @@ impl Connection<'_> {
         }
         record.destination.identity = Some(through.peer);
         Ok(Onward::Tunnel(through.opened.stream))
+    }
+
+    /// Hands the connection to a pod of this node.
+    async fn hand_over(
+        &self,
+        neighbour: Rc<ServedPod>,
+        way: &Tunnel,
+        limit: Option<Duration>,
+        guard: &Guard,
+        record: &mut Record,
+    ) -> Result<Onward, Outcome> {
+        let lists = &self.pod.worker.shared.revocation.lists;
+        let trace = new_trace();
+        record.trace = Some(trace);
+        record.neighbours = true;
+        let own = neighbour::believed(self.pod).await?;
+        let far = dial::far_end(self.pod, &own.svid, &self.source, way, limit).await?;
+        for proof in far.proof.iter().chain(&own.proof) {
+            guard.rests_on(proof, lists);
+        }
+        record.destination.identity = Some(far.peer);
+        let call = Call {
+            way,
+            client: self.client,
+            trace,
+        };
+        let arrived = neighbour::arrive(neighbour, &call, own, far.proof).await?;
+        Ok(Onward::Neighbour(arrived))
     }
 
     /// What the CONNECT says besides its authority.
@@ -333,17 +366,20 @@ fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
 
 /// Relays until it ends by itself or may not go on.
 async fn carry_on(client: TcpStream, onward: Onward, guard: &Guard, record: &Record) -> Outcome {
-    let client = tcp::split(client);
-    let closed = async {
-        match onward {
+    let carried = async {
+        let client = tcp::split(client);
+        let closed = match onward {
             Onward::Plain(server) => relay(client, tcp::split(server), record).await,
             Onward::Tunnel(stream) => relay(client, stream.split(), record).await,
-        }
+            // Boxed: it holds a second record, which is not to lie in every connection.
+            Onward::Neighbour(arrived) => return Box::pin(arrived.carry(client, record)).await,
+        };
+        Outcome::of(&closed, Direction::Outbound)
     };
     tokio::select! {
         biased;
         refusal = guard.ended() => refusal.into(),
-        closed = closed => Outcome::of(&closed, Direction::Outbound),
+        outcome = carried => outcome,
     }
 }
 

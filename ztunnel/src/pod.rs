@@ -380,6 +380,12 @@ impl ServedPod {
         known
     }
 
+    /// Whether it takes no new work any more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_raised()
+    }
+
     /// Waits until the peers of a tunnel that is there now are to open no more streams on it.
     pub fn leaving(&self) -> impl Future<Output = ()> + 'static {
         let (draining, leaving) = (self.draining.wait(), self.leaving.borrow().wait());

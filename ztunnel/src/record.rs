@@ -199,6 +199,10 @@ pub struct Record {
     pub authority: Option<Authority>,
     /// Its place in a trace.
     pub trace: Option<Trace>,
+    /// Both ends are on this node: who they are is known, and no TLS lies between them.
+    pub neighbours: bool,
+    /// How it ended if nobody says so. Tasks are dropped with their thread, when the process stops.
+    pub if_dropped: Reason,
     counters: Option<Handle<Tcp>>,
     sent: Cell<u64>,
     received: Cell<u64>,
@@ -220,6 +224,8 @@ impl Record {
             destination_address: None,
             authority: None,
             trace: None,
+            neighbours: false,
+            if_dropped: Reason::Drained,
             counters: None,
             sent: Cell::new(0),
             received: Cell::new(0),
@@ -277,7 +283,7 @@ impl Record {
     }
 
     fn counters_with(&self, flag: &'static str) -> Handle<Tcp> {
-        let mutual_tls = self.source.identity.is_some();
+        let mutual_tls = self.source.identity.is_some() && !self.neighbours;
         let resolve = |family: &ambit_observe::metrics::Family<Tcp>| {
             family.resolve(|labels| self.write_labels(labels, flag, mutual_tls))
         };
@@ -355,8 +361,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.finished {
-            // The task was dropped with its thread: the process is stopping.
-            self.end(&Reason::Drained.into());
+            self.end(&self.if_dropped.into());
         }
     }
 }

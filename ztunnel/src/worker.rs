@@ -14,6 +14,7 @@ use std::sync::Arc;
 use ambit_hbone::pool::{Limits, Pool};
 use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_model::reason::Reason;
+use ambit_model::workload::Workload;
 use ambit_observe::access::AccessLog;
 use ambit_observe::traffic::Reporter;
 use ambit_runtime::tasks::spawn_local;
@@ -72,6 +73,8 @@ pub struct Worker {
     /// Where it could not speak from its clients' addresses.
     pub unkept: Unkept,
     pods: RefCell<HashMap<String, Rc<ServedPod>>>,
+    /// The same by namespace and name: how the mesh names them.
+    named: RefCell<HashMap<String, HashMap<String, Rc<ServedPod>>>>,
     /// Raised, and replaced by another, when the accepted tunnels are to ask about their peers.
     ask_again: RefCell<Flag>,
     handshakes: RefCell<Handshakes>,
@@ -104,6 +107,7 @@ impl Worker {
             pool: Pool::new(limits),
             unkept: Unkept::default(),
             pods: RefCell::default(),
+            named: RefCell::default(),
             ask_again: RefCell::default(),
             handshakes: RefCell::default(),
         }
@@ -216,20 +220,43 @@ impl Worker {
 
     /// Takes a pod in.
     pub fn add(&self, pod: &Rc<ServedPod>) {
+        let info = &pod.pod.info;
+        self.named
+            .borrow_mut()
+            .entry(info.namespace.clone())
+            .or_default()
+            .insert(info.name.clone(), Rc::clone(pod));
         self.pods
             .borrow_mut()
             .insert(pod.pod.uid.clone(), Rc::clone(pod));
     }
 
-    /// Takes a pod out, unless another of that uid came in its place.
+    /// Takes a pod out, unless another one came in its place.
     pub fn remove(&self, pod: &Rc<ServedPod>) {
-        let mut pods = self.pods.borrow_mut();
-        if pods
-            .get(&pod.pod.uid)
-            .is_some_and(|there| Rc::ptr_eq(there, pod))
-        {
-            pods.remove(&pod.pod.uid);
+        take_out(&mut self.pods.borrow_mut(), &pod.pod.uid, pod);
+        let info = &pod.pod.info;
+        let mut named = self.named.borrow_mut();
+        if let Some(of_namespace) = named.get_mut(&info.namespace) {
+            take_out(of_namespace, &info.name, pod);
+            if of_namespace.is_empty() {
+                named.remove(&info.namespace);
+            }
         }
+    }
+
+    /// The pod that this thread serves as the one whose record is `workload`.
+    #[must_use]
+    pub fn serves(&self, workload: &Workload) -> Option<Rc<ServedPod>> {
+        let named = self.named.borrow();
+        let pod = named.get(&*workload.namespace)?.get(&*workload.name)?;
+        let known = pod.workload_now()?;
+        (known.uid == workload.uid && known.identity == workload.identity).then(|| Rc::clone(pod))
+    }
+}
+
+fn take_out(from: &mut HashMap<String, Rc<ServedPod>>, key: &str, pod: &Rc<ServedPod>) {
+    if from.get(key).is_some_and(|there| Rc::ptr_eq(there, pod)) {
+        from.remove(key);
     }
 }
 

@@ -1,8 +1,8 @@
 //! One certificate of one identity, ready for use.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use ambit_model::identity::Identity;
@@ -17,9 +17,10 @@ use crate::csr::PrivateKey;
 use crate::error::{Rejected, TlsError};
 use crate::leaf::{Described, Leaf};
 use crate::provider::{VERSIONS, provider, provider_for};
+use crate::revocation::Lineage;
 use crate::terms::{KeyExchange, Terms};
 use crate::trust::{TrustBundles, certificates_from_der};
-use crate::verify::{Bundle, MAX_CHAIN, Side, Verifier, Wanted, verify};
+use crate::verify::{Bundle, MAX_CHAIN, Side, Verifier, Wanted, believed, verify};
 
 /// The one application protocol of the mesh (RFC 9113 3.1).
 pub(crate) const ALPN_H2: &[u8] = b"h2";
@@ -36,6 +37,8 @@ pub struct Svid {
     /// Trusts nobody until [`Svid::dialling`] says whom.
     client: ClientConfig,
     server: Arc<ServerConfig>,
+    /// The answer of [`Svid::believed`], found once: its signatures do not change.
+    believed: OnceLock<Option<Lineage>>,
 }
 
 impl Svid {
@@ -126,6 +129,7 @@ impl Svid {
             bundle,
             client,
             server,
+            believed: OnceLock::new(),
         }))
     }
 
@@ -168,6 +172,28 @@ impl Svid {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.chain == other.chain && self.roots == other.roots
+    }
+
+    /// By which path a peer with the same trust bundle would believe it at `now`, if its holder dialled that peer;
+    /// `None` where no lists of revoked certificates are watched. Whether a list of this moment names it is left
+    /// to the caller.
+    ///
+    /// # Errors
+    /// The rule that it breaks: the peer would refuse it.
+    pub fn believed(&self, now: SystemTime) -> Result<Option<&Lineage>, Rejected> {
+        if now >= self.leaf.not_after {
+            return Err(Rejected::Expired);
+        }
+        if let Some(found) = self.believed.get() {
+            return Ok(found.as_ref());
+        }
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let (leaf, intermediates) = self.chain.split_first().ok_or(Rejected::NoCertificate)?;
+        let now = UnixTime::since_unix_epoch(since);
+        let found = believed(&self.bundle, leaf, intermediates, now)?;
+        Ok(self.believed.get_or_init(|| found).as_ref())
     }
 
     /// Serial number: lower-case hexadecimal.

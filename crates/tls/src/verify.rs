@@ -171,6 +171,20 @@ pub(crate) fn verify(
     check_path(bundle, anchors, side, leaf, intermediates, now).map(|_lineage| ())
 }
 
+/// By which path the other end of a connection that the chain's holder dials would believe the chain;
+/// `None` where no lists of revoked certificates are watched.
+pub(crate) fn believed(
+    bundle: &Bundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Option<Lineage>, Rejected> {
+    check_size(leaf, intermediates)?;
+    let facts = Leaf::parse(leaf)?;
+    let anchors = bundle.anchors(facts.identity.trust_domain());
+    check_path(bundle, anchors, Side::Client, leaf, intermediates, now)
+}
+
 /// The one place where a [`Peer`] is made.
 ///
 /// To be called with the end-entity certificate of a *finished* handshake that ran one of this

@@ -184,6 +184,7 @@ impl Reader {
             cluster_domain: self.cluster_domain(machine),
             preferred_service_namespace: self.or("PREFERED_SERVICE_NAMESPACE", ""),
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true),
+            same_node_direct: self.flag("SAME_NODE_DIRECT", true),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE", true),
             admin_addr: SocketAddr::from((
                 Ipv4Addr::LOCALHOST,
