@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ambit_model::intern::Interned;
 use ambit_model::update::{self, Change};
 use ambit_model::view::View;
 use ambit_proto::discovery::{DeltaDiscoveryResponse, Resource};
@@ -66,11 +67,11 @@ pub fn measure(rounds: usize, say: impl Fn(&str)) -> Result<Table> {
     let world = World::start(plan)?;
     world.kill("controller");
     for round in 1..=rounds {
-        let empty = load(&world, Vec::new())?;
+        let empty = load(&world, Vec::new())?.resident;
         for (arm, size) in SIZES {
             say(&format!("round {round} of {rounds}: {arm} workloads"));
             let loaded = load(&world, mesh(size))?;
-            let memory = loaded.resident.saturating_sub(empty.resident) as f64;
+            let memory = loaded.resident.saturating_sub(empty) as f64;
             let seconds = loaded.ready.as_secs_f64();
             table.add("until ready, s", Better::Less, arm, seconds);
             table.add(
@@ -168,17 +169,19 @@ fn pushed(world: &World, discovery: &Discovery, size: usize) -> Result<Duration>
 
 /// Time of one of the same changes in the store.
 fn stored(size: usize) -> Result<Duration> {
-    let decoded = |resources: Vec<Resource>| {
+    let mut interned = Interned::default();
+    let mut decoded = |resources: Vec<Resource>| {
         let resources = resources.into_iter().map(|resource| ambit_xds::Resource {
-            name: resource.name,
+            name: resource.name.into(),
             version: resource.version,
             payload: resource.resource.unwrap_or_default().value.into(),
         });
-        let (changes, rejected) = decode::changes(Update {
+        let update = Update {
             type_url: ADDRESS.to_owned(),
             resources: resources.collect(),
             removed: Vec::new(),
-        });
+        };
+        let (changes, rejected) = decode::changes(update, &mut interned);
         assert!(rejected.is_empty(), "{rejected:?}");
         changes
     };

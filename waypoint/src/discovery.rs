@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ambit_model::intern::Interned;
 use ambit_model::update::apply;
 use ambit_model::view::View;
 use ambit_proto::type_url;
@@ -38,6 +39,7 @@ pub struct Published {
 #[derive(Debug)]
 pub struct Discovery {
     compiler: Compiler,
+    interned: Interned,
     published: Published,
     ready: Option<Gate>,
 }
@@ -47,6 +49,7 @@ impl Discovery {
     pub fn new(published: Published, ready: Gate) -> Self {
         Self {
             compiler: Compiler::default(),
+            interned: Interned::default(),
             published,
             ready: Some(ready),
         }
@@ -80,8 +83,8 @@ impl Discovery {
             .collect()
     }
 
-    fn workloads(&self, update: Update) -> Vec<Rejected> {
-        let (changes, rejected) = decode::changes(update);
+    fn workloads(&mut self, update: Update) -> Vec<Rejected> {
+        let (changes, rejected) = decode::changes(update, &mut self.interned);
         let view = apply(&self.published.view.load(), changes);
         self.published.view.store(Arc::new(view));
         rejected
@@ -107,7 +110,7 @@ impl Discovery {
 impl Handler for Discovery {
     fn update(&mut self, update: Update) -> Vec<Rejected> {
         let type_url = update.type_url.clone();
-        let names = update.resources.iter().map(|one| one.name.clone());
+        let names = update.resources.iter().map(|one| one.name.to_string());
         let names: BTreeSet<String> = names.chain(update.removed.iter().cloned()).collect();
         let rejected = match Kind::of(&type_url) {
             Some(kind) => self.resources(kind, &update),

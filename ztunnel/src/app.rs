@@ -15,6 +15,7 @@ use std::time::Duration;
 use ambit_control::{Channel, ControlPlane, Roots, TokenSource};
 use ambit_hbone::settings::Settings as TunnelSettings;
 use ambit_identity::{Certificates, Renewer};
+use ambit_model::intern::Interned;
 use ambit_net::listen::TcpListen;
 use ambit_net::netns::Netns;
 use ambit_observe::access::{AccessLog, Sink};
@@ -431,6 +432,7 @@ fn control(
     };
     let mesh = Mesh {
         shared: Arc::clone(shared),
+        interned: Interned::default(),
     };
     let synced = move || {
         tracing::info!("the mesh is known");
@@ -513,11 +515,12 @@ fn from_json(value: &serde_json::Value) -> Value {
 /// Puts what the control plane says in force.
 struct Mesh {
     shared: Arc<Shared>,
+    interned: Interned,
 }
 
 impl Handler for Mesh {
     fn update(&mut self, update: Update) -> Vec<Rejected> {
-        let (changes, rejected) = decode::changes(update);
+        let (changes, rejected) = decode::changes(update, &mut self.interned);
         self.shared.store.apply(changes);
         rejected
     }

@@ -49,11 +49,10 @@ pub(crate) fn private(service: Service) -> Service {
 /// A workload behind a service.
 pub(crate) fn endpoint(uid: &str, addresses: &[&str], of: &Service) -> Workload {
     let identity = Identity::new("cluster.local", &of.key.namespace, "default").unwrap();
-    Workload {
-        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
-        services: [(of.key.clone(), Vec::new())].into(),
-        ..Workload::new(uid.into(), Text::from(uid), identity)
-    }
+    let mut endpoint = Workload::new(uid.into(), Text::from(uid), identity);
+    endpoint.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+    endpoint.services.insert(of.key.clone(), Vec::new());
+    endpoint
 }
 
 pub(crate) fn view(

@@ -29,16 +29,18 @@ pub(crate) fn identity(namespace: &str, account: &str) -> Identity {
 
 /// A pod reached by tunnel whose account has its name.
 pub(crate) fn pod(namespace: &str, name: &str, address: &str) -> Workload {
-    Workload {
-        addresses: [ip(address)].into_iter().collect(),
-        protocol: Protocol::Hbone,
-        node: "node1".into(),
-        ..Workload::new(
-            format!("Kubernetes//Pod/{namespace}/{name}").into(),
-            name.into(),
-            identity(namespace, name),
-        )
-    }
+    let uid = format!("Kubernetes//Pod/{namespace}/{name}").into();
+    let mut pod = Workload::new(uid, name.into(), identity(namespace, name));
+    pod.addresses.push(ip(address));
+    pod.protocol = Protocol::Hbone;
+    pod.node = "node1".into();
+    pod
+}
+
+/// The same workload after a change.
+pub(crate) fn but(mut workload: Workload, change: impl FnOnce(&mut Workload)) -> Workload {
+    change(&mut workload);
+    workload
 }
 
 pub(crate) fn key(namespace: &str, name: &str) -> ServiceKey {

@@ -96,6 +96,11 @@ impl Identity {
         self.part(end + "/sa/".len(), self.uri.len())
     }
 
+    /// The text that it is kept as.
+    pub(crate) fn text_mut(&mut self) -> &mut Text {
+        &mut self.uri
+    }
+
     fn assemble(
         uri: Text,
         trust_domain_end: usize,

@@ -30,6 +30,7 @@ pub mod authorize;
 pub mod balance;
 pub mod compile;
 pub mod identity;
+pub mod intern;
 pub mod need;
 pub mod policy;
 pub mod reason;

@@ -26,6 +26,11 @@ impl Text {
         &self.0
     }
 
+    /// Does nobody else hold these very characters in memory.
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// The text, or `other` when it is empty. Empty strings on the wire stand for a default.
     #[must_use]
     pub fn or(self, other: &str) -> Self {

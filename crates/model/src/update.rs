@@ -1,6 +1,7 @@
 //! From one view to the next.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -14,10 +15,6 @@ use crate::workload::{NetworkMode, Workload};
 
 /// One change of the mesh.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made and used up at once, and mostly workloads"
-)]
 pub enum Change {
     /// A new or changed workload.
     UpsertWorkload(Workload),
@@ -69,65 +66,87 @@ struct Next {
 
 impl Next {
     fn upsert_workload(&mut self, workload: Workload) {
-        if self
-            .view
-            .workloads
-            .get(&workload.uid)
-            .is_some_and(|known| **known == workload)
-        {
+        let known = self.view.workload(&workload.uid).cloned();
+        if known.as_deref() == Some(&workload) {
             return;
         }
-        self.remove_workload(&workload.uid);
         let workload = Arc::new(workload);
-        let view = &mut self.view;
-        if workload.network_mode == NetworkMode::Standard {
-            for address in &workload.addresses {
-                view.by_address
-                    .insert(&workload.network, address, &workload);
-            }
-        }
-        view.by_name
-            .insert(&workload.namespace, &workload.name, &workload);
-        view.by_node
-            .insert(&workload.node, &workload.uid, &workload);
-        if !workload.hostname.is_empty() {
-            view.by_hostname
-                .insert(&workload.namespace, &workload.hostname, &workload);
-        }
-        for (service, ports) in &workload.services {
-            let endpoint = Endpoint {
-                workload: Arc::clone(&workload),
-                ports: SmallVec::from_slice(ports),
-            };
-            self.change_endpoint(service, &workload.uid, Some(endpoint));
-        }
-        self.view
-            .workloads
-            .insert_mut(workload.uid.clone(), workload);
+        self.replace(known.as_deref(), Some(&workload));
     }
 
     fn remove_workload(&mut self, uid: &str) -> bool {
-        let view = &mut self.view;
-        let Some(workload) = view.workloads.get(uid).cloned() else {
+        let Some(workload) = self.view.workload(uid).cloned() else {
             return false;
         };
-        view.workloads.remove_mut(uid);
-        for address in &workload.addresses {
-            view.by_address
-                .remove(&workload.network, address, &workload);
+        self.replace(Some(&workload), None);
+        true
+    }
+
+    /// Puts one version of a workload in the place of another.
+    fn replace(&mut self, old: Option<&Workload>, new: Option<&Arc<Workload>>) {
+        let view = &mut self.view;
+        view.workloads.replace(
+            old.map(|old| (&*old.uid, old)),
+            new.map(|new| (&*new.uid, new)),
+        );
+        view.by_name.replace(
+            old.map(|old| ((&*old.namespace, &*old.name), old)),
+            new.map(|new| ((&*new.namespace, &*new.name), new)),
+        );
+        let found_at = |workload: &Workload| match workload.network_mode {
+            NetworkMode::Standard => workload.addresses.clone(),
+            NetworkMode::HostNetwork => SmallVec::new(),
+        };
+        if let Some(old) = old {
+            let network = &old.network;
+            let stays = |address: &IpAddr| {
+                new.is_some_and(|new| new.network == *network && found_at(new).contains(address))
+            };
+            for address in found_at(old).into_iter().filter(|address| !stays(address)) {
+                view.by_address
+                    .replace(Some(((network, address), old)), None);
+            }
         }
-        view.by_name
-            .remove(&workload.namespace, &workload.name, &workload);
-        view.by_node
-            .remove(&workload.node, &workload.uid, &workload);
+        if let Some(new) = new {
+            for address in found_at(new) {
+                view.by_address
+                    .replace(None, Some(((&new.network, address), new)));
+            }
+        }
+        if let Some(old) = old {
+            self.forget(old);
+        }
+        if let Some(new) = new {
+            self.name(new);
+        }
+    }
+
+    /// Takes a workload out of what only some are in, or are in several times.
+    fn forget(&mut self, workload: &Workload) {
         if !workload.hostname.is_empty() {
-            view.by_hostname
-                .remove(&workload.namespace, &workload.hostname, &workload);
+            self.view
+                .by_hostname
+                .remove(&workload.namespace, &workload.hostname, workload);
         }
         for service in workload.services.keys() {
             self.change_endpoint(service, &workload.uid, None);
         }
-        true
+    }
+
+    /// Puts a workload there.
+    fn name(&mut self, workload: &Arc<Workload>) {
+        if !workload.hostname.is_empty() {
+            self.view
+                .by_hostname
+                .insert(&workload.namespace, &workload.hostname, workload);
+        }
+        for (service, ports) in workload.services.iter() {
+            let endpoint = Endpoint {
+                workload: Arc::clone(workload),
+                ports: SmallVec::from_slice(ports),
+            };
+            self.change_endpoint(service, &workload.uid, Some(endpoint));
+        }
     }
 
     fn change_endpoint(&mut self, service: &ServiceKey, uid: &Text, endpoint: Option<Endpoint>) {

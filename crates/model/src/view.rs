@@ -28,8 +28,10 @@ use crate::text::Text;
 use crate::workload::Workload;
 
 pub(crate) mod index;
+pub(crate) mod table;
 
 use index::{Blocks, Nested};
+use table::{Address, Name, Table, Uid};
 
 /// A persistent map. The hash has fixed keys: what is in it comes from the control plane, and equal views shall iterate alike.
 pub(crate) type Map<K, V> = rpds::HashTrieMapSync<K, V, BuildHasherDefault<DefaultHasher>>;
@@ -40,13 +42,9 @@ pub(crate) type PolicyList = Arc<[Arc<Compiled>]>;
 /// The mesh at one moment. Cloning shares everything.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct View {
-    pub(crate) workloads: Map<Text, Arc<Workload>>,
-    /// Network, address.
-    pub(crate) by_address: Nested<IpAddr, Workload>,
-    /// Namespace, object name.
-    pub(crate) by_name: Nested<Text, Workload>,
-    /// Node, uid.
-    pub(crate) by_node: Nested<Text, Workload>,
+    pub(crate) workloads: Table<Uid>,
+    pub(crate) by_address: Table<Address>,
+    pub(crate) by_name: Table<Name>,
     /// Namespace, host name.
     pub(crate) by_hostname: Nested<Text, Workload>,
 
@@ -81,27 +79,27 @@ impl View {
     /// The workload of that uid.
     #[must_use]
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.workloads.get(uid).next()
     }
 
     /// The workload at an address of a network. Workloads of the host network are never found so.
     #[must_use]
     pub fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
         self.by_address
-            .get(network, &address.to_canonical())
-            .first()
+            .get((network, address.to_canonical()))
+            .next()
     }
 
     /// The record of a pod that the node agent vouched for. Of pods of that name in several clusters the one on this node counts.
     #[must_use]
     pub fn local(&self, pod: &LocalPod<'_>) -> Option<&Arc<Workload>> {
-        let named = self.by_name.get(pod.namespace, pod.name);
+        let mut named = self.by_name.get((pod.namespace, pod.name));
         let fits = |workload: &&Arc<Workload>| {
             workload.is_pod()
                 && workload.identity.service_account() == pod.service_account
                 && (pod.node.is_empty() || workload.node.is_empty() || workload.node == *pod.node)
         };
-        named.iter().find(fits)
+        named.find(fits)
     }
 
     /// The workload without address whose host name is that of `key`, in the namespace of `key`.
@@ -112,14 +110,9 @@ impl View {
             .first()
     }
 
-    /// The workloads on a node.
-    pub fn workloads_on(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
-        self.by_node.all(node)
-    }
-
     /// Every workload, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.iter()
     }
 
     /// The service of that key, whoever may see it.
@@ -145,8 +138,7 @@ impl View {
     #[must_use]
     pub fn knows_address(&self, network: &str, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        !self.by_address.get(network, &address).is_empty()
-            || !self.vips.get(network, &address).is_empty()
+        self.workload_at(network, address).is_some() || !self.vips.get(network, &address).is_empty()
     }
 
     /// The service of a host name, as a client of `namespace` sees it: of that very name, else of the longest wildcard that covers it.

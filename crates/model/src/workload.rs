@@ -1,7 +1,8 @@
 //! A workload: one endpoint that connections come from and go to.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -22,19 +23,33 @@ pub const DEFAULT_CLUSTER: &str = "Kubernetes";
 pub const DEFAULT_CAPACITY: u32 = 1;
 
 /// One endpoint of the mesh: a pod, a virtual machine, an external address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+///
+/// What it has in common with the other replicas of its owner is its [`Template`], which they share in memory
+/// ([`Interned`](crate::intern::Interned)). Its fields are read and written as if they were the workload's own; writing one ends the
+/// sharing.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Key of the record.
     pub uid: Text,
     /// Object name; the pod name for pods.
     pub name: Text,
+    /// Its addresses, canonical (no IPv4 mapped into IPv6).
+    pub addresses: SmallVec<[IpAddr; 2]>,
+    /// Node it runs on; may be empty.
+    pub node: Text,
+    /// Is it ready for traffic.
+    pub health: Health,
+    /// The rest.
+    pub(crate) template: Arc<Template>,
+}
+
+/// What the replicas of one owner have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Template {
     /// Namespace; always that of `identity`.
     pub namespace: Text,
     /// Who it is.
     pub identity: Identity,
-    /// Its addresses, canonical (no IPv4 mapped into IPv6).
-    pub addresses: SmallVec<[IpAddr; 2]>,
     /// Host name to resolve when it has no address; may be empty.
     pub hostname: Text,
     /// Network its addresses belong to.
@@ -45,8 +60,6 @@ pub struct Workload {
     pub waypoint: Option<GatewayAddress>,
     /// How to enter its network from another one.
     pub network_gateway: Option<GatewayAddress>,
-    /// Node it runs on; may be empty.
-    pub node: Text,
     /// Canonical service name.
     pub canonical_name: Text,
     /// Canonical service revision.
@@ -60,11 +73,9 @@ pub struct Workload {
     /// How its application takes what comes out of a tunnel.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// Services it is an endpoint of, with its own port numbers.
-    pub services: BTreeMap<ServiceKey, Vec<Port>>,
+    pub services: Memberships,
     /// Policies that apply to it besides those of its namespace and of the mesh.
     pub policies: Vec<PolicyKey>,
-    /// Is it ready for traffic.
-    pub health: Health,
     /// Cluster it runs in.
     pub cluster: Text,
     /// Where it runs.
@@ -75,35 +86,52 @@ pub struct Workload {
     pub capacity: u32,
 }
 
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
+}
+
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Template {
+        Arc::make_mut(&mut self.template)
+    }
+}
+
 impl Workload {
     /// A healthy workload without addresses, services or policies that speaks plain TCP.
     #[must_use]
     pub fn new(uid: Text, name: Text, identity: Identity) -> Self {
-        Self {
-            uid,
-            name,
+        let template = Template {
             namespace: identity.namespace().into(),
             identity,
-            addresses: SmallVec::new(),
             hostname: Text::empty(),
             network: Text::empty(),
             protocol: Protocol::Tcp,
             waypoint: None,
             network_gateway: None,
-            node: Text::empty(),
             canonical_name: Text::empty(),
             canonical_revision: Text::empty(),
             workload_type: WorkloadType::Deployment,
             workload_name: Text::empty(),
             native_tunnel: false,
             application_tunnel: None,
-            services: BTreeMap::new(),
+            services: Memberships::default(),
             policies: Vec::new(),
-            health: Health::Healthy,
             cluster: DEFAULT_CLUSTER.into(),
             locality: Locality::default(),
             network_mode: NetworkMode::Standard,
             capacity: DEFAULT_CAPACITY,
+        };
+        Self {
+            uid,
+            name,
+            addresses: SmallVec::new(),
+            node: Text::empty(),
+            health: Health::Healthy,
+            template: Arc::new(template),
         }
     }
 
@@ -128,7 +156,73 @@ impl Workload {
     /// Its own ports for `service`, or `None` when it is no endpoint of that service.
     #[must_use]
     pub fn ports_for(&self, service: &ServiceKey) -> Option<&[Port]> {
-        self.services.get(service).map(Vec::as_slice)
+        self.services.get(service)
+    }
+}
+
+/// The services that a workload is an endpoint of, each with the workload's own port numbers. Ordered by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Memberships(Vec<(ServiceKey, Box<[Port]>)>);
+
+impl Memberships {
+    /// Makes it an endpoint of `service`.
+    pub fn insert(&mut self, service: ServiceKey, ports: impl Into<Box<[Port]>>) {
+        let ports = ports.into();
+        match self.place(&service) {
+            Ok(place) => {
+                if let Some((_, known)) = self.0.get_mut(place) {
+                    *known = ports;
+                }
+            }
+            Err(place) => self.0.insert(place, (service, ports)),
+        }
+    }
+
+    /// Its own ports for `service`; `None` when it is no endpoint of it.
+    #[must_use]
+    pub fn get(&self, service: &ServiceKey) -> Option<&[Port]> {
+        let found = self.place(service).ok().and_then(|place| self.0.get(place));
+        found.map(|(_, ports)| &**ports)
+    }
+
+    /// Is it an endpoint of `service`.
+    #[must_use]
+    pub fn contains_key(&self, service: &ServiceKey) -> bool {
+        self.place(service).is_ok()
+    }
+
+    /// The services, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The services and its ports, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&ServiceKey, &[Port])> {
+        self.0.iter().map(|(key, ports)| (key, &**ports))
+    }
+
+    /// Makes it an endpoint of nothing.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn keys_mut(&mut self) -> impl Iterator<Item = &mut ServiceKey> {
+        self.0.iter_mut().map(|(key, _)| key)
+    }
+
+    fn place(&self, service: &ServiceKey) -> Result<usize, usize> {
+        self.0.binary_search_by(|(key, _)| key.cmp(service))
+    }
+}
+
+impl FromIterator<(ServiceKey, Vec<Port>)> for Memberships {
+    fn from_iter<I: IntoIterator<Item = (ServiceKey, Vec<Port>)>>(from: I) -> Self {
+        let mut memberships = Self::default();
+        for (service, ports) in from {
+            memberships.insert(service, ports);
+        }
+        memberships.0.shrink_to_fit();
+        memberships
     }
 }
 

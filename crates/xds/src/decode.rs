@@ -15,6 +15,7 @@ use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ambit_model::address::{GatewayAddress, GatewayDestination};
+use ambit_model::intern::Interned;
 use ambit_model::policy::{Action, Policy};
 use ambit_model::service::{Port, ServiceKey};
 use ambit_model::text::Text;
@@ -70,8 +71,8 @@ impl Invalid {
     }
 }
 
-/// The changes of an update, and the resources that are refused.
-pub fn changes(update: Update) -> (Vec<Change>, Vec<Rejected>) {
+/// The changes of an update, which share what `interned` has seen, and the resources that are refused.
+pub fn changes(update: Update, interned: &mut Interned) -> (Vec<Change>, Vec<Rejected>) {
     let Update {
         type_url,
         resources,
@@ -81,12 +82,13 @@ pub fn changes(update: Update) -> (Vec<Change>, Vec<Rejected>) {
     let mut rejected = Vec::new();
     for resource in resources {
         match change(&type_url, &resource) {
-            Ok(change) => {
+            Ok(mut change) => {
+                interned.change(&mut change);
                 if let Change::UpsertPolicy(policy) = &change
                     && !policy.not_understood.is_empty()
                 {
                     rejected.push(Rejected {
-                        name: resource.name,
+                        name: resource.name.to_string(),
                         reason: closed(policy),
                     });
                 }
@@ -94,7 +96,7 @@ pub fn changes(update: Update) -> (Vec<Change>, Vec<Rejected>) {
             }
             Err(invalid) => {
                 rejected.push(Rejected {
-                    name: resource.name,
+                    name: resource.name.to_string(),
                     reason: invalid.to_string(),
                 });
             }
@@ -127,40 +129,45 @@ fn closed(policy: &Policy) -> String {
 /// See [`Invalid`].
 pub fn change(type_url: &str, resource: &Resource) -> Result<Change, Invalid> {
     let bytes = resource.payload.clone();
-    let (change, name) = match type_url {
+    // Removal is by resource name, so a resource under another name could never be removed.
+    let named = |name: &str| match *name == *resource.name {
+        true => Ok(()),
+        false => Err(Invalid::field("name", format!("the content is {name}"))),
+    };
+    match type_url {
         type_url::ADDRESS => match Address::decode(bytes)?.r#type {
-            Some(address::Type::Workload(message)) => workload_change(message)?,
+            Some(address::Type::Workload(message)) => workload_change(message, named, resource),
             Some(address::Type::Service(message)) => {
                 let service = service(message)?;
-                let name = service.key.to_string();
-                (Change::UpsertService(service), name)
+                named(&service.key.to_string())?;
+                Ok(Change::UpsertService(service))
             }
-            None => return Err(Invalid::field("type", "neither a workload nor a service")),
+            None => Err(Invalid::field("type", "neither a workload nor a service")),
         },
-        type_url::WORKLOAD => workload_change(wire::Workload::decode(bytes)?)?,
+        type_url::WORKLOAD => workload_change(wire::Workload::decode(bytes)?, named, resource),
         type_url::AUTHORIZATION => {
             let mut policy = policy(Authorization::decode(bytes.clone())?)?;
             let unknown = unknown::fields(&unknown::AUTHORIZATION, bytes);
             policy
                 .not_understood
                 .extend(unknown.into_iter().map(Text::from));
-            let name = policy.key.to_string();
-            (Change::UpsertPolicy(policy), name)
+            named(&policy.key.to_string())?;
+            Ok(Change::UpsertPolicy(policy))
         }
-        other => return Err(Invalid::Type(other.to_owned())),
-    };
-    // Removal is by resource name, so a resource under another name could never be removed.
-    if name == resource.name {
-        Ok(change)
-    } else {
-        Err(Invalid::field("name", format!("the content is {name}")))
+        other => Err(Invalid::Type(other.to_owned())),
     }
 }
 
-fn workload_change(message: wire::Workload) -> Result<(Change, String), Invalid> {
-    let workload = workload(message)?;
-    let name = workload.uid.to_string();
-    Ok((Change::UpsertWorkload(workload), name))
+fn workload_change(
+    message: wire::Workload,
+    named: impl Fn(&str) -> Result<(), Invalid>,
+    resource: &Resource,
+) -> Result<Change, Invalid> {
+    let mut workload = workload(message)?;
+    named(&workload.uid)?;
+    // In memory once, with the name that its version is kept under.
+    workload.uid = resource.name.clone();
+    Ok(Change::UpsertWorkload(workload))
 }
 
 /// 4 or 16 bytes as an address; IPv4 mapped into IPv6 becomes IPv4.

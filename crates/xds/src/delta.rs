@@ -7,6 +7,7 @@ mod demand;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ambit_model::text::Text;
 use ambit_proto::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource as Received, Status,
 };
@@ -101,7 +102,7 @@ pub struct Session {
 struct Subscribed {
     subscription: Subscription,
     /// Versions in force, by resource name.
-    versions: BTreeMap<String, String>,
+    versions: BTreeMap<Text, Box<str>>,
     /// Whether this stream has seen a request of this type.
     requested: bool,
     /// Whether any stream has brought a response of this type.
@@ -158,7 +159,7 @@ impl Session {
     }
 
     /// Names of the resources of a type that are in force, with their versions.
-    pub fn versions(&self, type_url: &str) -> Option<&BTreeMap<String, String>> {
+    pub fn versions(&self, type_url: &str) -> Option<&BTreeMap<Text, Box<str>>> {
         let found = self
             .types
             .iter()
@@ -205,12 +206,12 @@ impl Session {
         }
         let versions: Vec<_> = resources
             .iter()
-            .map(|r| (r.name.clone(), r.version.clone()))
+            .map(|r| (r.name.clone(), r.version.as_str().into()))
             .collect();
         let removed = response.removed_resources;
         let held = removed
             .iter()
-            .filter(|name| subscribed.versions.contains_key(*name));
+            .filter(|name| subscribed.versions.contains_key(name.as_str()));
         let held_before: BTreeSet<String> = held.cloned().collect();
         let update = Update {
             type_url: response.type_url,
@@ -284,7 +285,7 @@ impl Subscribed {
             node: Some(node.clone()),
             type_url: self.subscription.type_url.clone(),
             resource_names_subscribe: names,
-            initial_resource_versions: self.versions.clone(),
+            initial_resource_versions: self.held(),
             ..DeltaDiscoveryRequest::default()
         })
     }
@@ -305,7 +306,7 @@ impl Subscribed {
         // What is no longer wanted is never updated again, so it is not held either.
         unsubscribe
             .iter()
-            .for_each(|name| drop(self.versions.remove(name)));
+            .for_each(|name| drop(self.versions.remove(name.as_str())));
         *names = wanted;
         if !self.requested {
             return self.first_request(node);
@@ -332,20 +333,23 @@ impl Subscribed {
 
     /// The resource inside its wrapper. `Ok(None)` for one that only says that nothing changed.
     fn open_resource(&self, received: Received) -> Result<Option<Resource>, Rejected> {
-        let name = received.name;
+        let name = Text::from(received.name);
         let Some(any) = received.resource else {
             // A heartbeat repeats the version of a resource with a time to live.
-            if self.versions.get(&name) == Some(&received.version) {
+            if self.versions.get(&name).map(|version| &**version) == Some(&received.version) {
                 return Ok(None);
             }
             return Err(Rejected {
-                name,
+                name: name.into(),
                 reason: "resource: missing".to_owned(),
             });
         };
         if any.type_url != self.subscription.type_url {
             let reason = format!("resource: is a {}", any.type_url);
-            return Err(Rejected { name, reason });
+            return Err(Rejected {
+                name: name.into(),
+                reason,
+            });
         }
         let payload = Bytes::from(any.value);
         Ok(Some(Resource {
@@ -357,7 +361,7 @@ impl Subscribed {
 
     fn record(
         &mut self,
-        versions: Vec<(String, String)>,
+        versions: Vec<(Text, Box<str>)>,
         removed: &[String],
         rejected: &[Rejected],
     ) {
@@ -368,8 +372,15 @@ impl Subscribed {
             }
         }
         for name in removed {
-            self.versions.remove(name);
+            self.versions.remove(name.as_str());
         }
+    }
+
+    /// What is in force, for the server.
+    fn held(&self) -> BTreeMap<String, String> {
+        let held = self.versions.iter();
+        held.map(|(name, version)| (name.to_string(), version.to_string()))
+            .collect()
     }
 }
 

@@ -28,13 +28,14 @@ pub mod delta;
 
 use std::collections::BTreeSet;
 
+use ambit_model::text::Text;
 use bytes::Bytes;
 
 /// One resource as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
-    /// Its name, the key under which it is updated and removed.
-    pub name: String,
+    /// Its name, the key under which it is updated and removed. Shared with the record of it.
+    pub name: Text,
     /// The sender's version; may be empty.
     pub version: String,
     /// The encoded message of the response's type.

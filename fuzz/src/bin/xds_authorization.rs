@@ -26,7 +26,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let resource = Resource {
-        name: format!("{}/{}", message.namespace, message.name),
+        name: format!("{}/{}", message.namespace, message.name).into(),
         version: String::new(),
         payload,
     };

@@ -168,13 +168,13 @@ fn a_headless_service_is_its_healthy_endpoints_in_this_network() {
         },
         ..kubernetes("shop", "all", &[])
     };
-    let sick = |workload: Workload| Workload {
-        health: Health::Unhealthy,
-        ..workload
+    let sick = |mut workload: Workload| {
+        workload.health = Health::Unhealthy;
+        workload
     };
-    let away = |workload: Workload| Workload {
-        network: "away".into(),
-        ..workload
+    let away = |mut workload: Workload| {
+        workload.network = "away".into();
+        workload
     };
     let workloads = [
         endpoint("db-0", &["10.0.0.1", "10.0.0.11", "fd00::1"], &headless),

@@ -4,7 +4,7 @@ use proptest::prelude::{Strategy, any};
 use proptest::{collection, prop_assert, prop_assert_eq, proptest, sample};
 
 use super::{Purpose, Wanted, dial_address, pick};
-use crate::fixture::{ip, key, pod, random, serves, service, view};
+use crate::fixture::{but, ip, key, pod, random, serves, service, view};
 use crate::reason::Reason;
 use crate::service::{HealthPolicy, IpFamilies, Mode, Port, Scope, Service};
 use crate::update::Change;
@@ -84,10 +84,7 @@ fn spreads_by_capacity_whatever_way_the_choice_is_made() {
     let workloads = capacities
         .iter()
         .enumerate()
-        .map(|(number, &capacity)| Workload {
-            capacity,
-            ..endpoint(number)
-        });
+        .map(|(number, &capacity)| but(endpoint(number), |one| one.capacity = capacity));
     let view = mesh(workloads);
     let times = 40_000;
     let mut service = service("shop", "cart", "10.1.0.1");
@@ -113,19 +110,12 @@ fn refuses_when_no_endpoint_may_be_used() {
         health: Health::Unhealthy,
         ..endpoint(1)
     };
-    let weightless = Workload {
-        capacity: 0,
-        ..endpoint(1)
-    };
-    let remote = Workload {
-        network: "far".into(),
-        ..endpoint(1)
-    };
-    let named = Workload {
-        addresses: [].into_iter().collect(),
-        hostname: "cart.example".into(),
-        ..endpoint(1)
-    };
+    let weightless = but(endpoint(1), |one| one.capacity = 0);
+    let remote = but(endpoint(1), |one| one.network = "far".into());
+    let named = but(endpoint(1), |one| {
+        one.addresses.clear();
+        one.hostname = "cart.example".into();
+    });
     let cases = [
         (vec![], Reason::NoHealthyUpstream),
         (vec![sick.clone()], Reason::NoHealthyUpstream),

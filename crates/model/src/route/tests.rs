@@ -8,7 +8,7 @@ use crate::reason::Reason;
 use crate::service::{Mode, Port, Visibility, WeightedWaypoint};
 use crate::update::{Change, apply};
 use crate::view::View;
-use crate::workload::{ApplicationProtocol, ApplicationTunnel, Health, Protocol, Workload};
+use crate::workload::{ApplicationProtocol, ApplicationTunnel, Health, Protocol};
 
 fn route(view: &View, source: &str, destination: &str) -> Result<Route, Reason> {
     let source = view.workload(source).unwrap();
@@ -347,10 +347,8 @@ fn does_not_see_services_hidden_from_its_namespace() {
 
 #[test]
 fn refuses_other_networks_and_workloads_without_address() {
-    let far = Workload {
-        network: "far".into(),
-        ..pod("shop", "far", "10.0.5.5")
-    };
+    let mut far = pod("shop", "far", "10.0.5.5");
+    far.network = "far".into();
     let view = shop_with(|cart| cart.network = "far".into(), |_| {});
     let view = apply(&view, [Change::UpsertWorkload(far)]);
     assert_eq!(summary(&view, WEB, "10.1.0.2:80"), "GatewayUnresolved");

@@ -5,7 +5,7 @@ use proptest::{collection, prop_assert, prop_assert_eq, proptest, sample};
 
 use super::{Change, apply};
 use crate::address::Vip;
-use crate::fixture::{key, pod, policy, serves, service, view};
+use crate::fixture::{ip, key, pod, policy, serves, service, view};
 use crate::policy::{Action, Match, Policy, Scope};
 use crate::service::{Port, Service, ServiceKey, Visibility};
 use crate::text::Text;
@@ -38,6 +38,36 @@ fn removes_a_workload_from_every_place_it_was_found_in() {
         apply(&view, [Change::RemoveAddress(web.uid)]),
         View::default()
     );
+}
+
+#[test]
+fn a_workload_is_found_at_the_addresses_that_it_has_now() {
+    let at = |addresses: &[&str]| {
+        let mut web = pod("shop", "web", "10.0.0.1");
+        web.addresses = addresses.iter().map(|text| ip(text)).collect();
+        web
+    };
+    let mut current = View::default();
+    // One that moves to another's place, one given twice, none, and one that is its node's.
+    for addresses in [
+        &["10.0.0.1", "10.0.0.2"][..],
+        &["10.0.0.2", "10.0.0.3"],
+        &["10.0.0.3", "10.0.0.3"],
+        &[],
+        &["10.0.0.1"],
+    ] {
+        current = apply(&current, [Change::UpsertWorkload(at(addresses))]);
+        assert_eq!(current, view([Change::UpsertWorkload(at(addresses))]));
+        for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+            let found = current.workload_at("", ip(address));
+            assert_eq!(found.is_some(), addresses.contains(&address), "{address}");
+        }
+    }
+    let mut elsewhere = at(&["10.0.0.1"]);
+    elsewhere.network = "n2".into();
+    current = apply(&current, [Change::UpsertWorkload(elsewhere)]);
+    assert!(current.workload_at("", ip("10.0.0.1")).is_none());
+    assert!(current.workload_at("n2", ip("10.0.0.1")).is_some());
 }
 
 #[test]

@@ -81,14 +81,6 @@ impl<K: Clone + Eq + Hash, T: Candidate + PartialEq> Nested<K, T> {
         group.map(SmallVec::as_slice).unwrap_or_default()
     }
 
-    /// Every candidate of an outer key.
-    pub(crate) fn all(&self, outer: &str) -> impl Iterator<Item = &Arc<T>> {
-        self.map
-            .get(outer)
-            .into_iter()
-            .flat_map(|map| map.values().flatten())
-    }
-
     pub(crate) fn insert(&mut self, outer: &Text, inner: &K, item: &Arc<T>) {
         self.change(outer, inner, |group| insert(group, item));
     }

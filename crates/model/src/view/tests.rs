@@ -1,6 +1,6 @@
 use super::LocalPod;
 use crate::address::Vip;
-use crate::fixture::{identity, ip, key, pod, service, view};
+use crate::fixture::{but, identity, ip, key, pod, service, view};
 use crate::service::{Service, ServiceKey, Visibility};
 use crate::text::Text;
 use crate::update::Change;
@@ -9,19 +9,18 @@ use crate::workload::{Health, NetworkMode, Protocol, Workload};
 #[test]
 fn prefers_pods_then_tunnels_then_health_at_one_address() {
     let tunnel = pod("shop", "b", "10.0.0.1");
-    let plain = Workload {
-        protocol: Protocol::Tcp,
-        ..pod("shop", "a", "10.0.0.1")
-    };
+    let plain = but(pod("shop", "a", "10.0.0.1"), |plain| {
+        plain.protocol = Protocol::Tcp;
+    });
     let sick = Workload {
         health: Health::Unhealthy,
         ..pod("shop", "a2", "10.0.0.1")
     };
-    let external = Workload {
-        protocol: Protocol::Hbone,
-        addresses: [ip("10.0.0.1")].into_iter().collect(),
-        ..Workload::new("entry".into(), "entry".into(), identity("shop", "entry"))
-    };
+    let external = Workload::new("entry".into(), "entry".into(), identity("shop", "entry"));
+    let external = but(external, |external| {
+        external.protocol = Protocol::Hbone;
+        external.addresses.push(ip("10.0.0.1"));
+    });
     let orders = [
         vec![&tunnel, &plain, &sick, &external],
         vec![&external, &sick, &plain, &tunnel],
@@ -46,10 +45,8 @@ fn prefers_pods_then_tunnels_then_health_at_one_address() {
 
 #[test]
 fn never_finds_a_workload_of_the_host_network_by_address() {
-    let host = Workload {
-        network_mode: NetworkMode::HostNetwork,
-        ..pod("shop", "a", "10.0.0.1")
-    };
+    let mut host = pod("shop", "a", "10.0.0.1");
+    host.network_mode = NetworkMode::HostNetwork;
     let uid = host.uid.clone();
     let view = view([Change::UpsertWorkload(host)]);
     assert!(view.workload_at("", ip("10.0.0.1")).is_none());
@@ -58,10 +55,8 @@ fn never_finds_a_workload_of_the_host_network_by_address() {
 
 #[test]
 fn keeps_networks_apart() {
-    let other = Workload {
-        network: "n2".into(),
-        ..pod("shop", "b", "10.0.0.1")
-    };
+    let mut other = pod("shop", "b", "10.0.0.1");
+    other.network = "n2".into();
     let view = view([
         Change::UpsertWorkload(pod("shop", "a", "10.0.0.1")),
         Change::UpsertWorkload(other),

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use ambit_model::identity::Identity;
+use ambit_model::intern::Interned;
 use ambit_model::policy::{Action, PolicyKey, Scope as PolicyScope, StringMatch, Value};
 use ambit_model::service::{Mode, Scope, Visibility};
 use ambit_model::workload::{ApplicationProtocol, Health, NetworkMode, Protocol};
@@ -66,7 +67,7 @@ fn full_workload() -> wire::Workload {
 fn resource(name: &str, message: &impl Message) -> Resource {
     let payload = Bytes::from(message.encode_to_vec());
     Resource {
-        name: name.to_owned(),
+        name: name.into(),
         version: String::new(),
         payload,
     }
@@ -427,13 +428,13 @@ fn a_policy_that_is_not_understood_is_refused_by_name_and_taken_closed() {
         let update = Update {
             type_url: type_url::AUTHORIZATION.to_owned(),
             resources: vec![Resource {
-                name: "shop/p".to_owned(),
+                name: "shop/p".into(),
                 version: "1".to_owned(),
                 payload,
             }],
             removed: Vec::new(),
         };
-        let (changes, rejected) = changes(update);
+        let (changes, rejected) = changes(update, &mut Interned::default());
         assert_eq!(
             (&*rejected[0].name, &*rejected[0].reason),
             ("shop/p", reason)
@@ -455,7 +456,7 @@ fn an_update_becomes_changes_and_the_bad_ones_are_named() {
     let resources = vec![
         resource(&name, &address(address::Type::Workload(workload.clone()))),
         Resource {
-            name: "garbage".to_owned(),
+            name: "garbage".into(),
             version: String::new(),
             payload: Bytes::from_static(b"\xff\xff\xff"),
         },
@@ -468,7 +469,7 @@ fn an_update_becomes_changes_and_the_bad_ones_are_named() {
         resources,
         removed: vec!["gone".to_owned()],
     };
-    let (changes, rejected) = changes(update);
+    let (changes, rejected) = changes(update, &mut Interned::default());
     assert!(matches!(&changes[..], [
         Change::UpsertWorkload(_),
         Change::UpsertService(_),
@@ -490,18 +491,21 @@ fn policies_are_named_by_namespace_and_name() {
         resources: Vec::new(),
         removed: vec!["shop/p".to_owned()],
     };
-    assert!(matches!(&changes(update).0[..], [Change::RemovePolicy(name)] if name == "shop/p"));
+    assert!(
+        matches!(&changes(update, &mut Interned::default()).0[..], [Change::RemovePolicy(name)] if name == "shop/p")
+    );
 }
 
 #[test]
 fn waypoints_read_bare_workloads() {
     let from = full_workload();
-    let got = change(type_url::WORKLOAD, &resource(&from.uid, &from));
-    assert!(matches!(got, Ok(Change::UpsertWorkload(_))));
-    assert!(matches!(
-        change("x", &resource("", &from)),
-        Err(Invalid::Type(_))
-    ));
+    let resource = resource(&from.uid, &from);
+    let Ok(Change::UpsertWorkload(got)) = change(type_url::WORKLOAD, &resource) else {
+        panic!("a workload");
+    };
+    let once = std::ptr::eq(got.uid.as_str(), resource.name.as_str());
+    assert!(once, "the name of a record is in memory once");
+    assert!(matches!(change("x", &resource), Err(Invalid::Type(_))));
 }
 
 proptest! {
@@ -509,7 +513,7 @@ proptest! {
     fn no_bytes_make_a_decoder_panic(payload in prop::collection::vec(any::<u8>(), 0..300)) {
         let payload = Bytes::from(payload);
         for kind in [type_url::ADDRESS, type_url::WORKLOAD, type_url::AUTHORIZATION] {
-            let name = "n".to_owned();
+            let name = "n".into();
             let _ = change(kind, &Resource { name, version: String::new(), payload: payload.clone() });
         }
     }
@@ -522,7 +526,7 @@ proptest! {
         bytes[index] = byte;
         let payload = Bytes::from(bytes);
         let _ = change(type_url::ADDRESS, &Resource {
-            name: "n".to_owned(), version: String::new(), payload,
+            name: "n".into(), version: String::new(), payload,
         });
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use ambit_model::identity::Identity;
 use ambit_model::policy::PolicyKey;
-use ambit_model::service::{Port, ServiceKey};
+use ambit_model::service::ServiceKey;
 use ambit_model::text::Text;
 use ambit_model::workload::{
     ApplicationProtocol, ApplicationTunnel, DEFAULT_CAPACITY, DEFAULT_CLUSTER,
-    DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, Health, Locality, NetworkMode, Protocol,
-    Workload, WorkloadType,
+    DEFAULT_SERVICE_ACCOUNT, DEFAULT_TRUST_DOMAIN, Health, Locality, Memberships, NetworkMode,
+    Protocol, Workload, WorkloadType,
 };
 use ambit_proto::istio::workload as wire;
 
@@ -128,9 +128,7 @@ fn application_tunnel(from: wire::ApplicationTunnel) -> Result<ApplicationTunnel
     Ok(ApplicationTunnel { protocol, port })
 }
 
-fn services(
-    from: &BTreeMap<String, wire::PortList>,
-) -> Result<BTreeMap<ServiceKey, Vec<Port>>, Invalid> {
+fn services(from: &BTreeMap<String, wire::PortList>) -> Result<Memberships, Invalid> {
     let one = |(name, list): (&String, &wire::PortList)| {
         let field = format!("services[{name}]");
         let key = ServiceKey::parse(name)

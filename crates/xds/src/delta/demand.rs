@@ -52,7 +52,7 @@ impl Subscribed {
             type_url: self.subscription.type_url.clone(),
             resource_names_subscribe: all.clone().chain(asked.iter().cloned()).collect(),
             resource_names_unsubscribe: all.collect(),
-            initial_resource_versions: self.versions.clone(),
+            initial_resource_versions: self.held(),
             ..DeltaDiscoveryRequest::default()
         }
     }
@@ -76,7 +76,7 @@ impl Subscribed {
             if !exists && !removed.contains(name) {
                 return true;
             }
-            if !self.versions.contains_key(name) {
+            if !self.versions.contains_key(name.as_str()) {
                 back.insert(name.clone());
             }
             answered.push(Answered {

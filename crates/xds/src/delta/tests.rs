@@ -21,11 +21,12 @@ impl Handler for Store {
         for resource in update.resources {
             if resource.payload.starts_with(b"bad") {
                 rejected.push(Rejected {
-                    name: resource.name,
+                    name: resource.name.to_string(),
                     reason: "field: bad".to_owned(),
                 });
             } else {
-                self.kept.insert(resource.name, resource.payload);
+                self.kept
+                    .insert(resource.name.to_string(), resource.payload);
             }
         }
         update
@@ -140,7 +141,7 @@ fn refuses_one_resource_by_name_and_keeps_the_rest() {
     );
     assert_eq!(store.kept["y"], "ok");
     let versions = session.versions(A).unwrap();
-    assert_eq!((versions["x"].as_str(), versions["y"].as_str()), ("1", "1"));
+    assert_eq!((&*versions["x"], &*versions["y"]), ("1", "1"));
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn a_heartbeat_is_not_refused() {
     };
     let answer = session.receive(response("2", vec![beat], &[]), &mut store);
     assert_eq!(answer.reply.error_detail, None);
-    assert_eq!(session.versions(A).unwrap()["x"], "1");
+    assert_eq!(&*session.versions(A).unwrap()["x"], "1");
 }
 
 #[test]
@@ -304,7 +305,10 @@ proptest! {
                 Step::Reconnect => {
                     claimed = session.open().remove(0).initial_resource_versions;
                     let held = session.versions(A).unwrap();
-                    prop_assert_eq!(&claimed, held);
+                    let held = held.iter();
+                    let held: Vec<_> = held.map(|(name, version)| (&**name, &**version)).collect();
+                    let claimed: Vec<_> = claimed.iter().map(|(name, version)| (&**name, &**version)).collect();
+                    prop_assert_eq!(claimed, held);
                     continue;
                 }
             };
@@ -315,7 +319,7 @@ proptest! {
         let held = session.versions(A).unwrap();
         prop_assert_eq!(held.len(), store.kept.len());
         for (name, version) in held {
-            prop_assert_eq!(store.kept[name].as_ref(), version.as_bytes());
+            prop_assert_eq!(store.kept[&**name].as_ref(), version.as_bytes());
         }
     }
 }
@@ -333,7 +337,7 @@ impl Handler for OnDemand {
         let bad = update.resources.iter();
         bad.filter(|resource| resource.payload.starts_with(b"bad"))
             .map(|resource| Rejected {
-                name: resource.name.clone(),
+                name: resource.name.to_string(),
                 reason: "field: bad".to_owned(),
             })
             .collect()
