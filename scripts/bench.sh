@@ -9,12 +9,13 @@
 #   ./scripts/bench.sh scale               one node proxy in meshes of 500, 5,000 and 50,000 workloads: time until it is
 #                                          ready, memory of a workload, cost of one change; about five minutes
 #   ./scripts/bench.sh hostile             what one hostile peer costs a quiet pod beside it; about two minutes
+#   ./scripts/bench.sh soak --minutes 20   mixed load with churn of pods and policies: are memory and descriptors flat
 #   ISTIO_ZTUNNEL=/path/to/ztunnel ./scripts/bench.sh    Istio's node proxy beside ours, under our agent and controller
 # The numbers of every round are kept in target/bench.json.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/needs.sh"
 cd "$root"
-case "${1:-}" in -h|--help) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
+case "${1:-}" in -h|--help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
 
 need_root
 need_cargo
@@ -25,7 +26,8 @@ say "Building the release programs"
 cargo build --release --locked --workspace --bins
 mkdir -p target
 what=run
-case "${1:-}" in scale|hostile) what=$1 && shift ;; esac
+case "${1:-}" in scale|hostile|soak) what=$1 && shift ;; esac
+if [ "$what" = soak ]; then AMBIT_BIN=$root/target/release exec target/release/ambit-bench soak "$@"; fi
 json=target/bench.json
 if [ "$what" != run ]; then json=target/bench-$what.json; fi
 AMBIT_BIN=$root/target/release exec target/release/ambit-bench "$what" --json "$json" "$@"

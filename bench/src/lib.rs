@@ -9,7 +9,7 @@
 //! each pair in turn, several rounds of all, so that what else the machine does falls on all alike;
 //! medians are compared ([`report`]). [`tunnel`] compares node proxies, [`waypoint`] waypoints. [`scale`] compares
 //! meshes: what one of 50,000 workloads costs a node proxy beside one of 500. [`hostile`] says what a peer that
-//! means harm costs others.
+//! means harm costs others. [`soak`] looks whether memory and descriptors stay where they are.
 //!
 //! Absolute numbers say something about the machine. The ratios say something about the mesh.
 
@@ -20,6 +20,7 @@ pub mod place;
 pub mod relay;
 pub mod report;
 pub mod scale;
+pub mod soak;
 pub mod tunnel;
 pub mod waypoint;
 pub mod window;

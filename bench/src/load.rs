@@ -15,11 +15,11 @@ use crate::window::{self, Meter, WARM, Window};
 /// Ports that load uses; the redirect rules of the limit name them.
 pub const PORTS: Range<u16> = 20000..20010;
 /// Echoes.
-const ECHO: u16 = 20000;
+pub(crate) const ECHO: u16 = 20000;
 /// Reads and drops.
 const SINK: u16 = 20001;
 /// Sends as much as goes, once asked by a byte.
-const SOURCE: u16 = 20002;
+pub(crate) const SOURCE: u16 = 20002;
 /// Bytes of one ping.
 const PING: usize = 64;
 /// Bytes written at once in bulk.
@@ -72,7 +72,7 @@ fn listen(pod: &Pod, port: u16, serve: fn(TcpStream)) -> Result<()> {
     Ok(())
 }
 
-fn connect(client: &Pod, server: &Pod, port: u16) -> io::Result<TcpStream> {
+pub(crate) fn connect(client: &Pod, server: &Pod, port: u16) -> io::Result<TcpStream> {
     let stream = client.connect(&format!("{}:{port}", server.ipv4()))?;
     // A bench that hangs says nothing; one that fails says where.
     stream.set_read_timeout(Some(STUCK))?;
@@ -80,7 +80,7 @@ fn connect(client: &Pod, server: &Pod, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn ping(stream: &mut TcpStream) -> io::Result<()> {
+pub(crate) fn ping(stream: &mut TcpStream) -> io::Result<()> {
     let mut buffer = [7; PING];
     stream.write_all(&buffer)?;
     stream.read_exact(&mut buffer)

@@ -9,7 +9,7 @@ use ambit_bench::report::Table;
 use ambit_bench::tunnel::{self, Effort, Shape};
 use ambit_bench::{hostile, relay, waypoint};
 use ambit_net::netns::Netns;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// What the mesh costs, as ratios within one run. Needs root.
@@ -28,6 +28,12 @@ enum What {
     Scale(Scale),
     /// What one hostile peer costs a quiet pod beside it.
     Hostile(Hostile),
+    /// Mixed load with churn; fails when memory or descriptors grow, or connections break.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 20)]
+        minutes: u64,
+    },
     /// Be the bare relay, in the namespace this is started in.
     Relay {
         /// The port that redirect rules lead to.
@@ -117,6 +123,11 @@ fn main() -> Result<()> {
             );
             let table = hostile::compare(with.rounds, during, with.threads, pause, say)?;
             report(&[table], with.json.as_deref())
+        }
+        What::Soak { minutes } => {
+            let flat = ambit_bench::soak::run(Duration::from_secs(60 * minutes), say)?;
+            ensure!(flat, "what should stay the same does not");
+            Ok(())
         }
     }
 }
