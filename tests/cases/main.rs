@@ -17,6 +17,7 @@ mod observation;
 mod on_demand;
 mod policy;
 mod revocation;
+mod sidecar;
 mod spire;
 mod tunnels;
 mod upgrade;

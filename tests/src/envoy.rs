@@ -1,11 +1,12 @@
 //! A real Envoy in a waypoint's place, on what the controller serves; and one at the end of
-//! [`tunnels`].
+//! [`tunnels`], and beside applications in [`sidecar`].
 //!
 //! Envoy takes its listeners, clusters and endpoints over the controller's discovery stream with the
 //! waypoint's own token, as our waypoint does; nothing is changed on the way. What pilot-agent does
 //! for it in Istio is done here: a bootstrap, and the certificate by the name under which the
 //! listeners ask for it.
 
+pub mod sidecar;
 pub mod tunnels;
 
 use std::convert::Infallible;

@@ -229,7 +229,7 @@ fn ip(namespace: Option<&str>, batch: &str) -> Result<()> {
 }
 
 /// Runs a command with `input`, and fails with what it said.
-fn feed(command: &mut Command, input: &str) -> Result<()> {
+pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

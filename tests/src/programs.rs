@@ -32,6 +32,15 @@ struct Program {
     child: Option<Child>,
 }
 
+/// Memory of a running program, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All pages that are in memory.
+    pub resident: u64,
+    /// Those of them that no other process has: the rest is shared, mostly the program itself.
+    pub own: u64,
+}
+
 /// The programs of a world by name.
 #[derive(Debug)]
 pub struct Programs {
@@ -180,6 +189,21 @@ impl Programs {
         let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
         let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
         Some(kib * 1024)
+    }
+
+    /// Memory of a running program, and how much of it is its own.
+    #[must_use]
+    pub fn memory(&self, name: &str) -> Option<Memory> {
+        let process = self.process(name)?;
+        let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+        let kib = |field: &str| {
+            let line = text.lines().find(|line| line.starts_with(field))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        Some(Memory {
+            resident: kib("Rss:")? * 1024,
+            own: (kib("Private_Clean:")? + kib("Private_Dirty:")?) * 1024,
+        })
     }
 
     /// CPU time a running program has used, user and system.

@@ -35,11 +35,13 @@ const CONTROLLER_ADMIN: u16 = 15014;
 
 mod look;
 mod shared;
+mod sidecars;
 mod start;
 pub mod told;
 mod wait;
 
 pub use shared::{Held, Shared, started};
+pub use sidecars::sidecar_program;
 
 /// A running world. Everything ends when it is dropped.
 ///

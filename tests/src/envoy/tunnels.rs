@@ -51,7 +51,7 @@ pub fn bootstrap(files: &Files, far: Ipv4Addr, ports: &[u16]) -> Value {
     })
 }
 
-fn extension(kind: &str, mut fields: Value) -> Value {
+pub(super) fn extension(kind: &str, mut fields: Value) -> Value {
     fields["@type"] = format!("type.googleapis.com/envoy.{kind}").into();
     fields
 }

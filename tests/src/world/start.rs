@@ -111,7 +111,7 @@ impl World {
         self.servers.lock().push(pod.serve_secrets(&credentials));
         let token = self.token(namespace, service_account, pod_name, *node)?;
         let bootstrap = envoy::bootstrap(pod, &self.state().join("root-cert.pem"), &token);
-        self.run_envoy(name, pod, &bootstrap)
+        self.run_envoy(name, pod, 1, &bootstrap)
     }
 
     /// Starts an Envoy in `pod` that takes tunnels for its applications and makes tunnels to those of
@@ -121,18 +121,10 @@ impl World {
     ///
     /// No Envoy, or no certificate for it.
     pub fn start_envoy_tunnels(&self, pod: &Pod, far: &Pod, ports: &[u16]) -> Result<()> {
-        let credentials = Mint::of(&self.state())?.issue(&pod.identity())?;
-        let (_root, chain) = credentials.chain.split_last().context("a chain")?;
         let name = format!("envoy-{}", pod.plan.netns());
-        let files = envoy::tunnels::Files {
-            chain: self.run.folder().join(format!("{name}-chain.pem")),
-            key: self.run.folder().join(format!("{name}-key.pem")),
-            root: self.state().join("root-cert.pem"),
-        };
-        fs::write(&files.chain, chain.concat())?;
-        fs::write(&files.key, &credentials.key)?;
+        let files = self.certificate_files(&Mint::of(&self.state())?, pod, &name)?;
         let bootstrap = envoy::tunnels::bootstrap(&files, far.ipv4(), ports);
-        self.run_envoy(&name, pod, &bootstrap)?;
+        self.run_envoy(&name, pod, 1, &bootstrap)?;
         eventually_true(START, "Envoy is ready", || {
             self.admin(&name, "/ready")
                 .is_ok_and(|answer| answer.status.is_success())
@@ -140,10 +132,17 @@ impl World {
         Ok(())
     }
 
-    fn run_envoy(&self, name: &str, pod: &Pod, bootstrap: &serde_json::Value) -> Result<()> {
+    pub(super) fn run_envoy(
+        &self,
+        name: &str,
+        pod: &Pod,
+        workers: u32,
+        bootstrap: &serde_json::Value,
+    ) -> Result<()> {
         let file = self.run.folder().join(format!("{name}.json"));
         fs::write(&file, bootstrap.to_string())?;
-        let arguments = ["-c", &file.display().to_string(), "--concurrency", "1"];
+        let (file, workers) = (file.display().to_string(), workers.to_string());
+        let arguments = ["-c", &file, "--concurrency", &workers];
         let alone = ["--disable-hot-restart", "--log-level", "warning"];
         // Envoy writes its log from time to time only.
         let soon = ["--file-flush-interval-msec", "200"];
