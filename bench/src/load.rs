@@ -17,7 +17,7 @@ pub const PORTS: Range<u16> = 20000..20010;
 /// Echoes.
 pub(crate) const ECHO: u16 = 20000;
 /// Reads and drops.
-const SINK: u16 = 20001;
+pub(crate) const SINK: u16 = 20001;
 /// Sends as much as goes, once asked by a byte.
 pub(crate) const SOURCE: u16 = 20002;
 /// Bytes of one ping.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ambit_bench::place::AMBIT;
 use ambit_bench::report::Table;
 use ambit_bench::tunnel::{self, Effort, Shape};
-use ambit_bench::{hostile, relay, waypoint};
+use ambit_bench::{hostile, plot, relay, waypoint};
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -33,6 +33,15 @@ enum What {
         /// How long.
         #[arg(long, default_value_t = 20)]
         minutes: u64,
+    },
+    /// Draw what was measured.
+    Plot {
+        /// What a measurement wrote.
+        #[arg(long)]
+        json: PathBuf,
+        /// The folder for the charts: one for each table.
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Be the bare relay, in the namespace this is started in.
     Relay {
@@ -65,6 +74,9 @@ struct Run {
     /// Only ours, compared with nothing: for profilers.
     #[arg(long)]
     ours: bool,
+    /// Envoy sidecars log every connection to a file. By default they are as silent as the node proxies here.
+    #[arg(long)]
+    sidecar_log: bool,
     /// Also write everything here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -124,6 +136,12 @@ fn main() -> Result<()> {
             let table = hostile::compare(with.rounds, during, with.threads, pause, say)?;
             report(&[table], with.json.as_deref())
         }
+        What::Plot { json, out } => {
+            for name in plot::draw(&json, &out)? {
+                say(&format!("{}", out.join(name).display()));
+            }
+            Ok(())
+        }
         What::Soak { minutes } => {
             let flat = ambit_bench::soak::run(Duration::from_secs(60 * minutes), say)?;
             ensure!(flat, "what should stay the same does not");
@@ -139,6 +157,7 @@ fn measure(run: &Run) -> Result<()> {
         idle: run.idle,
         shape: run.shape,
         arm: run.ours.then_some(AMBIT),
+        sidecar_log: run.sidecar_log,
     };
     let mut tables = Vec::new();
     if run.only.is_none_or(|only| only == Part::Tunnel) {

@@ -1,5 +1,5 @@
-//! Where load runs: pairs of pods without a mesh, behind the limit, in the mesh, and in a mesh whose
-//! node proxies are somebody else's.
+//! Where load runs: pairs of pods without a mesh, behind the limit, in the mesh, in a mesh whose
+//! node proxies are somebody else's, and with an Envoy beside each pod.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ambit_tests::envoy;
+use ambit_tests::envoy::sidecar::{Outbound, Protocol, Sidecar};
 use ambit_tests::expect::eventually_true;
 use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::pod::Pod;
@@ -24,6 +26,8 @@ pub const NONE: Arm = "no mesh";
 pub const LIMIT: Arm = "limit";
 /// Istio's node proxy under our agent and controller.
 pub const ISTIO: Arm = "istio ztunnel";
+/// Mutual TLS between an Envoy beside each pod, as Istio had it before it was ambient.
+pub const SIDECARS: Arm = "envoy sidecars";
 /// Ours.
 pub const AMBIT: Arm = "ambit";
 
@@ -35,6 +39,10 @@ const RELAY: u16 = 15001;
 const THREADS: usize = 2;
 /// Pods in the mesh, those under load included: the number at which memory is compared.
 const PODS: usize = 10;
+/// Ports that load uses.
+const USED: [u16; 3] = [load::ECHO, load::SINK, load::SOURCE];
+/// Nodes under load.
+const NODES: u64 = 2;
 /// Pods of an arm: a client, a server on the other node, and one on the client's.
 const NAMES: [&str; 3] = ["client", "server", "near"];
 
@@ -43,6 +51,33 @@ const NAMES: [&str; 3] = ["client", "server", "near"];
 pub struct Place {
     ours: World,
     istio: Option<World>,
+    /// The namespace `side` of ours has its Envoys.
+    sidecars: bool,
+}
+
+/// Whether, and how, Envoys stand beside pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Not at all.
+    Nothing,
+    /// As in Istio by default, without an access log: so do the node proxies here.
+    Silent,
+    /// With the access log on.
+    Logging,
+}
+
+impl Beside {
+    /// What can be here: nothing without Envoy's program, which is said.
+    #[must_use]
+    pub fn possible(self, say: fn(&str)) -> Self {
+        match envoy::program() {
+            Err(error) if self != Self::Nothing => {
+                say(&format!("no comparison with Envoy sidecars: {error:#}"));
+                Self::Nothing
+            }
+            _ => self,
+        }
+    }
 }
 
 impl Place {
@@ -51,13 +86,19 @@ impl Place {
     /// # Errors
     ///
     /// Not root, or the programs are not built.
-    pub fn make() -> Result<Self> {
+    pub fn make(beside: Beside) -> Result<Self> {
         let ours = mesh("bench").namespace("plain", &[]).namespace("bare", &[]);
+        let ours = trio(trio(ours, "plain"), "bare");
+        let ours = match beside {
+            Beside::Nothing => ours,
+            _ => ten(ours.namespace("side", &[]), "side"),
+        };
         let istio = std::env::var_os(ISTIO_PROGRAM).map(PathBuf::from);
         let istio = istio.map(|program| World::start(mesh("istio").node_proxy(&program)));
         let place = Self {
-            ours: World::start(trio(trio(ours, "plain"), "bare"))?,
+            ours: World::start(ours)?,
             istio: istio.transpose()?,
+            sidecars: beside != Beside::Nothing,
         };
         for arm in place.arms() {
             for name in NAMES {
@@ -65,10 +106,16 @@ impl Place {
             }
         }
         place.limit()?;
+        if place.sidecars {
+            place.sidecars(beside == Beside::Logging)?;
+        }
         for arm in place.arms() {
             for name in ["server", "near"] {
                 load::serve(place.pod(arm, name))?;
             }
+        }
+        if place.sidecars {
+            place.encrypted()?;
         }
         Ok(place)
     }
@@ -76,10 +123,11 @@ impl Place {
     /// What can be compared here, in the order in which it takes turns.
     #[must_use]
     pub fn arms(&self) -> Vec<Arm> {
-        match &self.istio {
-            Some(_) => vec![NONE, LIMIT, ISTIO, AMBIT],
-            None => vec![NONE, LIMIT, AMBIT],
-        }
+        let mut arms = vec![NONE, LIMIT];
+        arms.extend(self.istio.as_ref().map(|_| ISTIO));
+        arms.extend(self.sidecars.then_some(SIDECARS));
+        arms.push(AMBIT);
+        arms
     }
 
     /// A pod of an arm: `client`, `server` on the other node, `near` on the client's.
@@ -88,6 +136,7 @@ impl Place {
         let namespace = match arm {
             NONE => "plain",
             LIMIT => "bare",
+            SIDECARS => "side",
             _ => "mesh",
         };
         self.world(arm).pod(&format!("{namespace}/{name}"))
@@ -101,19 +150,24 @@ impl Place {
             .sum()
     }
 
-    /// Resident memory of the same, in bytes.
+    /// Memory of the same on both nodes, in bytes: what is a program's own of each, and what programs of one node
+    /// share once for each node.
     #[must_use]
     pub fn memory(&self, arm: Arm) -> f64 {
         let each = self
             .programs(arm)
-            .filter_map(|name| self.world(arm).programs().resident(&name));
-        each.sum::<u64>() as f64
+            .filter_map(|name| self.world(arm).programs().memory(&name));
+        let (own, shared) = each.fold((0, 0), |(own, shared), one| {
+            (own + one.own, shared.max(one.resident - one.own))
+        });
+        (own + NODES * shared) as f64
     }
 
     fn programs(&self, arm: Arm) -> impl Iterator<Item = String> {
         let kind = match arm {
             NONE => "nothing-",
             LIMIT => "relay-",
+            SIDECARS => "envoy-side-",
             _ => "ztunnel-",
         };
         let names = self.world(arm).programs().names();
@@ -125,6 +179,44 @@ impl Place {
             .as_ref()
             .filter(|_| arm == ISTIO)
             .unwrap_or(&self.ours)
+    }
+
+    /// Puts an Envoy beside each of ten pods.
+    fn sidecars(&self, access_log: bool) -> Result<()> {
+        let inbound: Vec<_> = USED.map(|port| (port, Protocol::Tcp)).into();
+        let called = ["server", "near"].map(|name| self.pod(SIDECARS, name));
+        let outbound = called.iter().flat_map(|pod| {
+            USED.map(|port| Outbound {
+                name: format!("{}.side.svc.cluster.local", pod.path().replace("side/", "")),
+                address: pod.ipv4().into(),
+                port,
+                protocol: Protocol::Tcp,
+                endpoints: (vec![(*pod).clone()], port),
+            })
+        });
+        let sidecar = Sidecar {
+            access_log,
+            inbound,
+            outbound: outbound.collect(),
+        };
+        let pods = self
+            .ours
+            .pods()
+            .filter(|pod| pod.path().starts_with("side/"));
+        self.ours
+            .start_sidecars(pods.map(|pod| (pod, sidecar.clone())))
+    }
+
+    /// What is compared with encryption must encrypt.
+    fn encrypted(&self) -> Result<()> {
+        let [client, server] = ["client", "server"].map(|name| self.pod(SIDECARS, name));
+        load::ping(&mut load::connect(client, server, load::ECHO)?)?;
+        let made = [
+            self.ours.handshakes(client)?[1],
+            self.ours.handshakes(server)?[0],
+        ];
+        ensure!(!made.contains(&0), "sidecars without mutual TLS: {made:?}");
+        Ok(())
     }
 
     /// Puts relays and redirect rules into the pods behind the limit.
@@ -171,8 +263,13 @@ fn mesh(name: &str) -> Plan {
     let plan = Plan::new(name)
         .namespace("mesh", &[AMBIENT])
         .setting("RUST_LOG", "warn");
-    (NAMES.len()..PODS).fold(trio(plan, "mesh"), |plan, number| {
-        plan.pod(&format!("mesh/idle-{number}"), 1 + number % 2)
+    ten(plan, "mesh")
+}
+
+/// The pods of an arm, and idle ones.
+fn ten(plan: Plan, namespace: &str) -> Plan {
+    (NAMES.len()..PODS).fold(trio(plan, namespace), |plan, number| {
+        plan.pod(&format!("{namespace}/idle-{number}"), 1 + number % 2)
     })
 }
 

@@ -112,7 +112,7 @@ impl Table {
         text
     }
 
-    /// The same, with every round's number.
+    /// The same, with every round's number, and the least and the most of them.
     #[must_use]
     pub fn json(&self) -> Value {
         let rows = self.rows.iter().map(|row| {
@@ -121,22 +121,31 @@ impl Table {
                 .iter()
                 .map(|base| (*base, row.ratio(self.ours, base)))
                 .collect();
+            let of_arms = |value: &dyn Fn(Arm) -> Option<Value>| -> BTreeMap<Arm, Value> {
+                let arms = self.arms.iter();
+                arms.filter_map(|arm| Some((*arm, value(arm)?))).collect()
+            };
             json!({
                 "name": row.name,
                 "better": match row.better { Better::Less => "less", Better::More => "more" },
                 "rounds": row.rounds,
+                "medians": of_arms(&|arm| row.median(arm).map(Value::from)),
+                "spread": of_arms(&|arm| row.spread(arm).map(|(least, most)| json!([least, most]))),
                 "ratios": ratios,
             })
         });
-        json!({"title": self.title, "ours": self.ours, "rows": rows.collect::<Vec<_>>()})
+        let rows: Vec<_> = rows.collect();
+        json!({"title": self.title, "arms": self.arms, "ours": self.ours, "rows": rows})
     }
 }
 
 impl Row {
     fn median(&self, arm: Arm) -> Option<f64> {
-        let mut values = self.rounds.get(arm)?.clone();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median(self.rounds.get(arm)?)
+    }
+
+    fn spread(&self, arm: Arm) -> Option<(f64, f64)> {
+        spread(self.rounds.get(arm)?)
     }
 
     /// One arm to another, as a plain quotient.
@@ -145,8 +154,24 @@ impl Row {
     }
 }
 
+/// The middle one of some numbers, if there are any.
+#[must_use]
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// The least and the most of some numbers, if there are any.
+#[must_use]
+pub fn spread(values: &[f64]) -> Option<(f64, f64)> {
+    let least = values.iter().copied().min_by(f64::total_cmp)?;
+    let most = values.iter().copied().max_by(f64::total_cmp)?;
+    Some((least, most))
+}
+
 /// A number with as many digits as mean something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 1000.0 => format!("{value:.0}"),
         middle if middle >= 10.0 => format!("{value:.1}"),
@@ -166,7 +191,10 @@ mod tests {
             table.add("time, µs", Better::Less, "ambit", value * 1.5);
         }
         table.add("memory, MiB", Better::Less, "ambit", 12.25);
-        assert_eq!(table.json()["rows"][0]["ratios"]["limit"], 1.5);
+        let row = table.json()["rows"][0].clone();
+        assert_eq!(row["ratios"]["limit"], 1.5);
+        assert_eq!(row["medians"]["limit"], 10.0);
+        assert_eq!(row["spread"]["limit"], serde_json::json!([1.0, 90.0]));
         let text = table.markdown();
         assert!(text.contains("1.50 ×") && text.contains("12.2"), "{text}");
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::load::{self, Direction};
-use crate::place::{AMBIT, ISTIO, LIMIT, NONE, Place};
+use crate::place::{AMBIT, Beside, ISTIO, LIMIT, NONE, Place, SIDECARS};
 use crate::report::{Arm, Better, Table};
 use crate::window::{Meter, Window, pause};
 
@@ -28,6 +28,8 @@ pub struct Effort {
     pub shape: Option<Shape>,
     /// Only the arm of this name.
     pub arm: Option<&'static str>,
+    /// Sidecars log every connection.
+    pub sidecar_log: bool,
 }
 
 /// Measures all shapes on all arms.
@@ -36,11 +38,16 @@ pub struct Effort {
 ///
 /// A connection breaks, or a program is missing.
 pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
-    let place = Place::make()?;
+    let beside = match effort.arm {
+        Some(_) => Beside::Nothing,
+        None if effort.sidecar_log => Beside::Logging,
+        None => Beside::Silent,
+    };
+    let place = Place::make(beside.possible(say))?;
     let mut arms = place.arms();
     arms.retain(|arm| effort.arm.is_none_or(|only| only == *arm));
     let mut against = vec![LIMIT];
-    against.extend(arms.iter().filter(|arm| **arm == ISTIO));
+    against.extend(arms.iter().filter(|arm| [ISTIO, SIDECARS].contains(*arm)));
     let mut table = Table::new(
         "Node proxy: two pods, two nodes, one machine",
         &arms,
