@@ -28,8 +28,8 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// A block may be this many times as long as a list of fields: what is refused for its length alone must still be read,
-/// or the connection ends.
+/// A block, and what its fields come to, may be this many times as long as a list of fields: what is refused for its length
+/// alone must still be read, or the connection ends.
 const LONGEST: usize = 4;
 
 /// Frames that a block may go on in: with the smallest that every peer may send, more than the longest block takes.
@@ -233,7 +233,8 @@ impl Heads {
     /// The block is whole.
     fn finish(&mut self, block: &Block) {
         let (mut fields, mut size, mut sound) = (Vec::new(), 0, true);
-        let decoded = self.decoder.decode(&block.bytes, |name, value| {
+        let longest = self.max_list.saturating_mul(LONGEST);
+        let decoded = self.decoder.decode(&block.bytes, longest, |name, value| {
             size += name.len() + value.len() + 32; // RFC 9113 section 6.5.2
             sound = sound && size <= self.max_list && can_be(name, value);
             if sound {

@@ -27,16 +27,28 @@ impl Decoder {
     }
 
     /// Reads a whole block and calls `each` with the names and values in it. Takes time by the length of the block, and of
-    /// what its fields come to.
+    /// what its fields come to, in bytes as section 4.1 counts them: three bytes of a block can name a field of four thousand,
+    /// so that is bounded by `limit`, but for the last field.
     ///
     /// # Errors
     ///
-    /// When it is no header block. The table is then lost, and the connection with it (RFC 9113, section 4.3).
+    /// When it is no header block, or comes to more than `limit`. The table is then lost, and the connection with it (RFC 9113,
+    /// section 4.3).
     pub fn decode(
         &mut self,
         block: &[u8],
+        limit: usize,
         mut each: impl FnMut(&[u8], &[u8]),
     ) -> Result<(), Invalid> {
+        let mut size: usize = 0;
+        let mut each = |name: &[u8], value: &[u8]| {
+            size = size.saturating_add(table::size(name, value));
+            each(name, value);
+            if size > limit {
+                return Err(Invalid::TooLong { limit });
+            }
+            Ok(())
+        };
         let mut rest = block;
         let mut begun = false;
         while let Some(first) = rest.first() {
@@ -50,11 +62,11 @@ impl Decoder {
             begun = true;
             if first & 0x80 != 0 {
                 let (name, value) = self.table.entry(integer(&mut rest, 7)?)?;
-                each(name, value);
+                each(name, value)?;
             } else {
                 let keep = first & 0x40 != 0;
                 self.literal(&mut rest, if keep { 6 } else { 4 })?;
-                each(&self.name, &self.value);
+                each(&self.name, &self.value)?;
                 if keep {
                     self.table.insert(&self.name, &self.value);
                 }
@@ -155,7 +167,7 @@ mod tests {
 
     fn read(decoder: &mut Decoder, block: &[u8]) -> Option<String> {
         let mut all = String::new();
-        let read = decoder.decode(block, |name, value| {
+        let read = decoder.decode(block, 200_000, |name, value| {
             let [name, value] = [name, value].map(|text| std::str::from_utf8(text).unwrap());
             all.push_str(&format!("{name}={value};"));
         });
@@ -224,6 +236,22 @@ mod tests {
             read(&mut Decoder::new(), &hex("00 81 1f 01 61")).unwrap(),
             "a=a;"
         );
+    }
+
+    #[test]
+    fn fields_that_come_to_more_than_the_limit_are_read_no_further() {
+        // A name of 4,000 bytes for the table, and then that name again and again in three bytes each.
+        let mut block = hex("40 7f a1 1e");
+        block.extend([b'n'; 4000]);
+        block.push(0);
+        block.extend([0x0f, 0x2f, 0].repeat(10_000));
+        let mut fields = 0;
+        let read = Decoder::new().decode(&block, 100_000, |name, _| {
+            assert_eq!(name.len(), 4000);
+            fields += 1;
+        });
+        assert!(read.is_err());
+        assert_eq!(fields, 25);
     }
 
     #[test]

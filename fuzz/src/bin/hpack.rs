@@ -11,7 +11,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let (block, more) = more.split_at(more.len().min(usize::from(*length)));
         rest = more;
         let mut fields = Vec::new();
-        let read = decoder.decode(block, |name, value| {
+        let read = decoder.decode(block, 1 << 20, |name, value| {
             fields.push((name.to_vec(), value.to_vec()));
         });
         if read.is_err() {
@@ -23,7 +23,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             write(&mut plain, name, value);
         }
         let mut again = Vec::new();
-        let read = Decoder::new().decode(&plain, |name, value| {
+        let read = Decoder::new().decode(&plain, usize::MAX, |name, value| {
             again.push((name.to_vec(), value.to_vec()));
         });
         assert!(read.is_ok() && again == fields);

@@ -10,6 +10,11 @@ const MOST: usize = 4096;
 /// What a field takes besides its texts (section 4.1).
 const OVERHEAD: usize = 32;
 
+/// What a field counts for.
+pub(super) fn size(name: &[u8], value: &[u8]) -> usize {
+    name.len() + value.len() + OVERHEAD
+}
+
 /// A name and a value.
 type Field = (Box<[u8]>, Box<[u8]>);
 
@@ -45,7 +50,7 @@ impl Table {
     }
 
     pub(super) fn insert(&mut self, name: &[u8], value: &[u8]) {
-        let size = name.len() + value.len() + OVERHEAD;
+        let size = size(name, value);
         self.make_room(size);
         if size <= self.limit {
             self.size += size;
@@ -67,7 +72,7 @@ impl Table {
             let Some((name, value)) = self.sent.pop_back() else {
                 return;
             };
-            self.size -= name.len() + value.len() + OVERHEAD;
+            self.size -= size(&name, &value);
         }
     }
 }
