@@ -25,16 +25,14 @@ pub(crate) fn take(class: usize) -> BytesMut {
     kept.unwrap_or_else(|| BytesMut::with_capacity(size(class)))
 }
 
-/// Keeps `buffer` for the next taker, unless somebody still reads from it or enough are kept.
-pub(crate) fn give_back(mut buffer: BytesMut) {
+/// Keeps `buffer`, which has the whole room of `class`, for the next taker, unless somebody still reads from it or enough are kept.
+///
+/// A part of its room would do for a smaller class; but it would count there as a small one, and hold the whole.
+pub(crate) fn give_back(mut buffer: BytesMut, class: usize) {
     buffer.clear();
-    // The largest class whose room the buffer can offer without a new allocation.
-    let Some(class) = (0..SIZES.len())
-        .rev()
-        .find(|class| buffer.try_reclaim(size(*class)))
-    else {
+    if !buffer.try_reclaim(size(class)) {
         return;
-    };
+    }
     // When the thread is ending there is nothing to keep it for.
     let _ = FREE.try_with(|free| {
         let mut free = free.borrow_mut();
@@ -64,7 +62,7 @@ mod tests {
         buffer.put_slice(b"some bytes");
         let chunk = buffer.split().freeze();
         drop(chunk);
-        give_back(buffer);
+        give_back(buffer, 1);
         let again = take(1);
         assert_eq!(again.as_ptr(), place);
         assert!(again.is_empty());
@@ -76,16 +74,28 @@ mod tests {
         let mut buffer = take(0);
         buffer.put_slice(b"in flight");
         let chunk = buffer.split().freeze();
-        give_back(buffer);
+        give_back(buffer, 0);
         let mut other = take(0);
         other.put_slice(b"other one");
         assert_eq!(&chunk[..], b"in flight");
     }
 
     #[test]
+    fn the_rest_of_a_large_buffer_is_not_kept_as_a_small_one() {
+        let kept = || super::FREE.with(|free| free.borrow().each_ref().map(Vec::len));
+        let mut buffer = take(2);
+        buffer.put_slice(b"in flight");
+        let chunk = buffer.split().freeze();
+        let before = kept();
+        give_back(buffer, 2);
+        assert_eq!(kept(), before);
+        drop(chunk);
+    }
+
+    #[test]
     fn keeps_no_more_than_its_share() {
         let many: Vec<_> = (0..KEPT[2] + 5).map(|_| take(2)).collect();
-        many.into_iter().for_each(give_back);
+        many.into_iter().for_each(|buffer| give_back(buffer, 2));
         super::FREE.with(|free| assert_eq!(free.borrow()[2].len(), KEPT[2]));
     }
 }

@@ -27,6 +27,7 @@ pub fn split(stream: TcpStream) -> (TcpSource, TcpSink) {
     let source = TcpSource {
         shared: Arc::clone(&shared),
         buffer: BytesMut::new(),
+        class: 0,
         growth: Growth::default(),
     };
     (
@@ -65,6 +66,8 @@ impl Shared {
 pub struct TcpSource {
     shared: Arc<Shared>,
     buffer: BytesMut,
+    /// What the buffer had room for when it was made.
+    class: usize,
     growth: Growth,
 }
 
@@ -74,11 +77,14 @@ impl TcpSource {
     /// A read that leaves room has emptied the socket (epoll(7), question 9), so the runtime's
     /// readiness is cleared by answering "would block", which saves a read that brings nothing.
     fn read(&mut self) -> io::Result<usize> {
-        let wanted = buffers::size(self.growth.class());
+        let class = self.growth.class();
+        let wanted = buffers::size(class);
         if self.buffer.capacity() == 0 {
-            self.buffer = buffers::take(self.growth.class());
+            self.buffer = buffers::take(class);
+            self.class = class;
         } else if self.buffer.capacity() < wanted / 2 {
             self.buffer.reserve(wanted);
+            self.class = class;
         }
         let room = self.buffer.capacity() - self.buffer.len();
         let stream = &self.shared.stream;
@@ -100,7 +106,7 @@ impl TcpSource {
     fn rest(&mut self) {
         if self.buffer.capacity() > 0 {
             self.growth.rest();
-            buffers::give_back(std::mem::take(&mut self.buffer));
+            buffers::give_back(std::mem::take(&mut self.buffer), self.class);
         }
     }
 }
