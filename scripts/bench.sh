@@ -10,6 +10,7 @@
 #   ./scripts/bench.sh --docs              put the charts into docs/plots too
 #   ./scripts/bench.sh scale               one node proxy in meshes of 500, 5,000 and 50,000 workloads: time until it is
 #                                          ready, memory of a workload, cost of one change; about five minutes
+#   ./scripts/bench.sh crowd               one node proxy with 10, 100 and 1,000 pods on its node; about six minutes
 #   ./scripts/bench.sh hostile             what one hostile peer costs a quiet pod beside it; about two minutes
 #   ./scripts/bench.sh soak --minutes 20   mixed load with churn of pods and policies: are memory and descriptors flat
 #   ISTIO_ZTUNNEL=/path/to/ztunnel ./scripts/bench.sh    Istio's node proxy beside ours, under our agent and controller
@@ -17,7 +18,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/needs.sh"
 cd "$root"
-case "${1:-}" in -h|--help) sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
+case "${1:-}" in -h|--help) sed -n '2,18p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;; esac
 
 need_root
 need_cargo
@@ -28,7 +29,7 @@ say "Building the release programs"
 cargo build --release --locked --workspace --bins
 mkdir -p target
 what=run
-case "${1:-}" in scale|hostile|soak) what=$1 && shift ;; esac
+case "${1:-}" in scale|crowd|hostile|soak) what=$1 && shift ;; esac
 if [ "$what" = soak ]; then AMBIT_BIN=$root/target/release exec target/release/ambit-bench soak "$@"; fi
 json=target/bench.json
 if [ "$what" != run ]; then json=target/bench-$what.json; fi

@@ -8,11 +8,13 @@
 //! bounds what any proxy in user space can do on this machine. Each shape of load ([`load`], [`http`]) runs on
 //! each pair in turn, several rounds of all, so that what else the machine does falls on all alike; medians are
 //! compared ([`report`]) and drawn ([`plot`]). [`tunnel`] compares node proxies, [`waypoint`] waypoints. [`scale`]
-//! compares meshes: what one of 50,000 workloads costs a node proxy beside one of 500. [`hostile`] says what a
-//! peer that means harm costs others. [`soak`] looks whether memory and descriptors stay where they are.
+//! compares meshes: what one of 50,000 workloads costs a node proxy beside one of 500. [`crowd`] compares nodes: what
+//! one of 1,000 pods costs beside one of ten. [`hostile`] says what a peer that means harm costs others. [`soak`]
+//! looks whether memory and descriptors stay where they are.
 //!
 //! Absolute numbers say something about the machine. The ratios say something about the mesh.
 
+pub mod crowd;
 pub mod hostile;
 pub mod http;
 pub mod load;

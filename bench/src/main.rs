@@ -25,7 +25,9 @@ enum What {
     /// Measure.
     Run(Run),
     /// Measure what the size of the mesh costs a node proxy.
-    Scale(Scale),
+    Scale(Rounds),
+    /// Measure what the number of pods on a node costs its proxy.
+    Crowd(Rounds),
     /// What one hostile peer costs a quiet pod beside it.
     Hostile(Hostile),
     /// Mixed load with churn; fails when memory or descriptors grow, or connections break.
@@ -83,7 +85,7 @@ struct Run {
 }
 
 #[derive(Args)]
-struct Scale {
+struct Rounds {
     /// Rounds; medians are shown.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -124,9 +126,13 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         What::Relay { port, threads } => relay::run(&Netns::current()?, port, threads),
         What::Run(run) => measure(&run),
-        What::Scale(scale) => {
-            let table = ambit_bench::scale::measure(scale.rounds, say)?;
-            report(&[table], scale.json.as_deref())
+        What::Scale(of) => {
+            let table = ambit_bench::scale::measure(of.rounds, say)?;
+            report(&[table], of.json.as_deref())
+        }
+        What::Crowd(of) => {
+            let table = ambit_bench::crowd::measure(of.rounds, say)?;
+            report(&[table], of.json.as_deref())
         }
         What::Hostile(with) => {
             let (during, pause) = (

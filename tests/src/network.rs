@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ambit_net::netns::Netns;
 use anyhow::{Context, Result, ensure};
 
-use crate::plan::{Plan, PodPlan, node_byte};
+use crate::plan::{Plan, PodPlan, RANGES, node_byte};
 use crate::run::Run;
 
 /// The controller's address on the fabric.
@@ -138,15 +138,11 @@ impl Network {
             add(&name, own);
             for other in (1..=plan.nodes).filter(|other| *other != node) {
                 let via = node_address(other);
-                let there = format!(
-                    "route add 10.244.{other}.0/24 via {via}\nroute add fd00:10:244:{other}::/64 via fd00:250::{other}\n"
-                );
+                add(&name, pods_via(other, via));
+                let there = format!("route add fd00:10:244:{other}::/64 via fd00:250::{other}\n");
                 add(&name, there);
             }
-            add(
-                "control",
-                format!("route add 10.244.{node}.0/24 via {}\n", node_address(node)),
-            );
+            add("control", pods_via(node, node_address(node)));
         }
         for pod in &plan.pods {
             let (node, name, short) = (format!("n{}", pod.node), pod.netns(), pod.number);
@@ -217,6 +213,13 @@ impl Network {
         self.get(&format!("n{node}"))
             .run(|| feed(Command::new("nft").args(["-f", "-"]), &table))?
     }
+}
+
+/// Routes to all pods of a node.
+fn pods_via(node: usize, gateway: Ipv4Addr) -> String {
+    RANGES
+        .map(|range| format!("route add 10.{range}.{node}.0/24 via {gateway}\n"))
+        .collect()
 }
 
 /// Runs a batch of `ip` commands, in a namespace if one is given.

@@ -2,10 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
+
+/// Second bytes of the nodes' ranges of pod addresses, 10.X.NODE.0/24: a node has one of each.
+pub(crate) const RANGES: RangeInclusive<u8> = 244..=249;
+/// Pods of one range.
+const RANGE: u16 = 250;
 
 /// A world to be made: a builder, every method of which adds something.
 #[derive(Debug, Clone, Default)]
@@ -36,7 +42,7 @@ pub struct PodPlan {
     pub(crate) service_account: String,
     pub(crate) host_network: bool,
     /// Its number, unique in the world; addresses follow from it.
-    pub(crate) number: u8,
+    pub(crate) number: u16,
 }
 
 /// A service in front of the pods with a label.
@@ -115,7 +121,7 @@ impl Plan {
             annotations: Labels::new(),
             service_account: name.clone(),
             host_network: false,
-            number: 10 + u8::try_from(self.pods.len()).expect("at most 240 pods"),
+            number: 10 + u16::try_from(self.pods.len()).expect("at most 1,240 pods"),
             name,
         };
         assert!(
@@ -248,10 +254,14 @@ impl PodPlan {
         self
     }
 
-    /// The pod's address of its node's range.
+    /// The pod's address of one of its node's ranges.
     #[must_use]
     pub fn ipv4(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, node_byte(self.node), self.number)
+        let [range, last] = [self.number / RANGE, self.number % RANGE];
+        let [range, last] = [range, last].map(|byte| u8::try_from(byte).expect("a byte"));
+        let first = RANGES.start() + range;
+        assert!(RANGES.contains(&first), "at most 1,240 pods");
+        Ipv4Addr::new(10, first, node_byte(self.node), last)
     }
 
     /// The pod's IPv6 address.

@@ -1,6 +1,7 @@
 //! Waiting until a world is in order.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -43,15 +44,26 @@ impl World {
 
     /// Waits until every node proxy knows every pod that should be in the mesh as HBONE.
     pub fn wait_enrolled(&self) {
-        let pods: Vec<String> = self
+        let wanted: Vec<_> = self
             .plan
             .pods
             .iter()
             .filter(|pod| self.wanted(pod))
-            .map(PodPlan::path)
             .collect();
-        for pod in pods {
-            self.wait_protocol(&pod, "HBONE");
+        // One look is enough for many pods, and many pods take longer.
+        let bound = CHANGE + Duration::from_millis(50) * u32::try_from(wanted.len()).unwrap_or(0);
+        for node in 1..=self.plan.nodes {
+            let name = format!("ztunnel-n{node}");
+            eventually(bound, &format!("{name} knows all pods as HBONE"), || {
+                let dump = self
+                    .config_dump(&name)
+                    .map_err(|error| format!("{error:#}"))?;
+                let missing = wanted.iter().find(|pod| {
+                    let known = workload_in(&dump, &pod.namespace, &pod.name);
+                    known.and_then(protocol_of) != Some("HBONE")
+                });
+                missing.map_or(Ok(()), |pod| Err(pod.path()))
+            });
         }
     }
 
@@ -66,10 +78,7 @@ impl World {
                     let known = self
                         .workload(node, path)
                         .map_err(|error| format!("{error:#}"))?;
-                    let found = known
-                        .get("protocol")
-                        .and_then(Value::as_str)
-                        .unwrap_or("none");
+                    let found = protocol_of(&known).unwrap_or("none");
                     if found == protocol {
                         Ok(())
                     } else {
@@ -99,12 +108,18 @@ impl World {
     pub fn workload(&self, node: usize, path: &str) -> Result<Value> {
         let dump = self.config_dump(&format!("ztunnel-n{node}"))?;
         let (namespace, name) = path.split_once('/').context("NAMESPACE/POD")?;
-        let workloads = dump["workloads"].as_array().context("workloads")?;
-        let found = workloads
-            .iter()
-            .find(|w| w["namespace"] == namespace && w["name"] == name);
-        found
+        workload_in(&dump, namespace, name)
             .cloned()
             .with_context(|| format!("{path} is not known"))
     }
+}
+
+/// A pod in what a node proxy says it knows.
+fn workload_in<'a>(dump: &'a Value, namespace: &str, name: &str) -> Option<&'a Value> {
+    let mut workloads = dump["workloads"].as_array()?.iter();
+    workloads.find(|w| w["namespace"] == namespace && w["name"] == name)
+}
+
+fn protocol_of(workload: &Value) -> Option<&str> {
+    workload.get("protocol").and_then(Value::as_str)
 }
