@@ -11,11 +11,13 @@
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ambit_hbone::Stream;
 use ambit_hbone::server::{self, Exchange, Incoming};
 use ambit_model::admit::{self, Admitted, Arrival, Inbound};
 use ambit_model::identity::Identity;
@@ -26,13 +28,14 @@ use ambit_model::workload::Workload;
 use ambit_net::original_dst::canonical;
 use ambit_observe::access::{Direction, Trace};
 use ambit_observe::traffic::Reporter;
-use ambit_relay::{relay, tcp};
+use ambit_relay::{Closed, relay, tcp};
 use ambit_runtime::tasks::spawn_local;
 use ambit_tls::{Limits, Lineage, Peer, ServerStream};
 use ambit_wire::Authority;
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -40,7 +43,7 @@ use tokio::net::TcpStream;
 use crate::busy::Work;
 use crate::dial;
 use crate::live::{Decided, Guard};
-use crate::outbound::{new_trace, said};
+use crate::outbound::{new_trace, said, unless_ended};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -190,50 +193,75 @@ fn from_elsewhere(headers: &HeaderMap, network: &str) -> bool {
 }
 
 /// Serves one stream of a tunnel.
-async fn exchange_served(pod: Rc<ServedPod>, exchange: Exchange, ends: Ends) {
-    let _work = pod.busy.begin();
+///
+/// No `async fn`, and what the beginning needs in a box: neither is to lie in every connection for as long as it lives.
+pub(crate) fn exchange_served(
+    pod: Rc<ServedPod>,
+    exchange: Exchange,
+    ends: Ends,
+) -> impl Future<Output = ()> {
+    let work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, ends.peer);
     record.destination_address = Some(ends.local);
-    let outcome = carry(&pod, exchange, ends, &mut record).await;
-    record.finish(&outcome);
+    let beginning = Box::pin(begun(pod, exchange, ends, Box::new(record)));
+    async move {
+        let _work = work;
+        let (record, begun) = beginning.await;
+        let outcome = match begun {
+            Ok(begun) => begun.carry(&record).await,
+            Err(outcome) => outcome,
+        };
+        record.finish(&outcome);
+    }
 }
 
-/// The steps, in order.
-async fn carry(
-    pod: &ServedPod,
+/// The steps up to the answer, in order.
+async fn begun(
+    pod: Rc<ServedPod>,
     mut exchange: Exchange,
     ends: Ends,
-    record: &mut Record,
-) -> Outcome {
+    mut record: Box<Record>,
+) -> (Box<Record>, Result<Begun, Outcome>) {
     let asked = Asked::of(&exchange, &pod.worker.shared.settings.network);
     record.authority = Some(asked.authority.clone());
     record.source.identity = Some(asked.peer.clone());
     record.trace = Some(asked.trace);
     let opened = tokio::select! {
         biased;
-        // Boxed: what the beginning needs is not to lie in every connection for as long as it lives.
-        opened = Box::pin(open(pod, asked, ends, record)) => opened,
+        opened = open(&pod, asked, ends, &mut record) => opened,
         () = exchange.cancelled() => Err(Reason::LocalReset.into()),
     };
-    let Opened {
-        guard,
-        local,
-        application,
-    } = match opened {
+    let opened = match opened {
         Ok(opened) => opened,
         Err(outcome) => {
             exchange.refuse(status(outcome.reason));
-            return outcome;
+            return (record, Err(outcome));
         }
     };
-    let stream = match exchange.accept(answer(pod, &local)) {
-        Ok(stream) => stream,
-        Err(error) => return Outcome::because(Reason::LocalReset, error),
+    let begun = match exchange.accept(answer(&pod, &opened.local)) {
+        Ok(stream) => Ok(Begun {
+            stream,
+            guard: opened.guard,
+            application: opened.application,
+        }),
+        Err(error) => Err(Outcome::because(Reason::LocalReset, error)),
     };
-    tokio::select! {
-        biased;
-        refusal = guard.ended() => refusal.into(),
-        closed = relay(stream.split(), tcp::split(application), &*record) => Outcome::of(&closed, Direction::Inbound),
+    (record, begun)
+}
+
+/// An answered stream and the application that it leads to.
+struct Begun {
+    stream: Stream,
+    guard: Guard,
+    application: TcpStream,
+}
+
+impl Begun {
+    /// Relays until it ends by itself or may not go on.
+    fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
+        let relayed = relay(self.stream.split(), tcp::split(self.application), record);
+        let outcome = |closed: Closed| Outcome::of(&closed, Direction::Inbound);
+        Box::pin(unless_ended(self.guard, relayed.map(outcome)))
     }
 }
 

@@ -95,14 +95,16 @@ struct Entry {
     wanted: Option<Rc<str>>,
     /// The paths by which its peers proved who they are, where those may be revoked.
     proofs: Vec<Lineage>,
-    ended: Option<Refusal>,
+    /// Boxed, as few are told.
+    ended: Option<Box<Refusal>>,
     waker: Option<Waker>,
 }
 
 /// The connections of one thread.
 #[derive(Default)]
 pub struct Live {
-    entries: RefCell<Slab<Entry>>,
+    /// Each is made with its connection: a table of them would have room for as many again.
+    entries: RefCell<Slab<Box<Entry>>>,
 }
 
 impl fmt::Debug for Live {
@@ -145,7 +147,7 @@ impl Live {
             ended: None,
             waker: None,
         };
-        let key = self.entries.borrow_mut().insert(entry);
+        let key = self.entries.borrow_mut().insert(Box::new(entry));
         Guard {
             live: Rc::clone(self),
             key,
@@ -195,7 +197,7 @@ impl Live {
                 continue;
             }
             if let Some(refusal) = judge(entry) {
-                entry.ended = Some(refusal);
+                entry.ended = Some(Box::new(refusal));
                 wakers.push(entry.waker.take());
             }
         }
@@ -211,7 +213,7 @@ impl Live {
         let mut wakers = Vec::new();
         for (_, entry) in self.entries.borrow_mut().iter_mut() {
             if *entry.pod == *pod && entry.ended.is_none() {
-                entry.ended = Some(reason.into());
+                entry.ended = Some(Box::new(reason.into()));
                 wakers.extend(entry.waker.take());
             }
         }
@@ -252,7 +254,9 @@ impl Guard {
     pub fn rests_on(&self, proof: &Lineage, lists: &Revocations) {
         if let Some(entry) = self.live.entries.borrow_mut().get_mut(self.key) {
             if lists.revoke_lineage(proof) {
-                entry.ended.get_or_insert(Reason::Revoked.into());
+                entry
+                    .ended
+                    .get_or_insert_with(|| Box::new(Reason::Revoked.into()));
             }
             entry.proofs.push(proof.clone());
         }
@@ -266,7 +270,7 @@ impl Guard {
                 return Poll::Ready(Reason::Bug.into());
             };
             match &entry.ended {
-                Some(refusal) => Poll::Ready(refusal.clone()),
+                Some(refusal) => Poll::Ready(Refusal::clone(refusal)),
                 None => {
                     if !entry
                         .waker

@@ -7,7 +7,9 @@
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,34 +18,75 @@ use ambit_model::reason::Reason;
 use ambit_model::workload::Workload;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::Direction;
-use ambit_relay::{relay, tcp};
+use ambit_relay::{Closed, relay, tcp};
+use futures_util::FutureExt;
 use tokio::net::TcpStream;
 
 use crate::busy::Work;
 use crate::dial;
 use crate::inbound::{service, unresolved};
 use crate::live::{Decided, Guard};
-use crate::outbound::{new_trace, refuse};
+use crate::outbound::{new_trace, refuse, unless_ended};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
 /// Carries one connection from accept to close.
-pub async fn serve(pod: Rc<ServedPod>, client: TcpStream, peer: SocketAddr, _work: Work) {
-    let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
-    let outcome = match Box::pin(begin(&pod, &client, &mut record)).await {
-        Ok((guard, application)) => tokio::select! {
-            biased;
-            refusal = guard.ended() => refusal.into(),
-            closed = relay(tcp::split(client), tcp::split(application), &record) => {
-                Outcome::of(&closed, Direction::Inbound)
-            }
-        },
+///
+/// No `async fn`, and what the beginning needs in a box: neither is to lie in every connection for as long as it lives.
+pub fn serve(
+    pod: Rc<ServedPod>,
+    client: TcpStream,
+    peer: SocketAddr,
+    work: Work,
+) -> impl Future<Output = ()> {
+    let record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
+    let beginning = Box::pin(begun(pod, client, Box::new(record)));
+    async move {
+        let _work = work;
+        let (record, begun) = beginning.await;
+        let outcome = match begun {
+            Ok(begun) => begun.carry(&record).await,
+            Err(outcome) => outcome,
+        };
+        record.finish(&outcome);
+    }
+}
+
+/// The beginning, with the end of what it refuses.
+async fn begun(
+    pod: Rc<ServedPod>,
+    client: TcpStream,
+    mut record: Box<Record>,
+) -> (Box<Record>, Result<Begun, Outcome>) {
+    let begun = match begin(&pod, &client, &mut record).await {
+        Ok((guard, application)) => Ok(Begun {
+            client,
+            guard,
+            application,
+        }),
         Err(outcome) => {
             refuse(&client);
-            outcome
+            Err(outcome)
         }
     };
-    record.finish(&outcome);
+    (record, begun)
+}
+
+/// A connection and the application that it leads to.
+struct Begun {
+    client: TcpStream,
+    guard: Guard,
+    application: TcpStream,
+}
+
+impl Begun {
+    /// Relays until it ends by itself or may not go on.
+    fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
+        let ends = (tcp::split(self.client), tcp::split(self.application));
+        let outcome = |closed: Closed| Outcome::of(&closed, Direction::Inbound);
+        let relayed = relay(ends.0, ends.1, record).map(outcome);
+        Box::pin(unless_ended(self.guard, relayed))
+    }
 }
 
 /// The steps up to the connected application, in order.

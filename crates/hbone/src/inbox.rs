@@ -120,7 +120,8 @@ impl Inboxes {
             notice,
             arrived: RefCell::new(Arrived {
                 receive,
-                pieces: VecDeque::new(),
+                first: Bytes::new(),
+                more: VecDeque::new(),
                 joined: BytesMut::new(),
                 waiting: 0,
                 lent: 0,
@@ -213,10 +214,13 @@ pub(crate) struct Inbox {
 
 struct Arrived {
     receive: RecvStream,
-    pieces: VecDeque<Bytes>,
-    /// Small pieces that arrived after the last of `pieces`.
+    /// The first piece, empty if there is none: mostly there is one at a time, and a queue would take room for four.
+    first: Bytes,
+    /// The pieces after it.
+    more: VecDeque<Bytes>,
+    /// Small pieces that arrived after those.
     joined: BytesMut,
-    /// Bytes in `pieces` and `joined`.
+    /// Bytes in all of them.
     waiting: usize,
     /// Bytes that the reader took last and was not credited for.
     lent: usize,
@@ -374,7 +378,7 @@ impl Arrived {
             }
         } else {
             self.close_joined();
-            self.pieces.push_back(piece);
+            self.push(piece);
         }
     }
 
@@ -389,9 +393,10 @@ impl Arrived {
 
     /// Ends the stream and lets go of what was waiting.
     fn overflow(&mut self) {
-        let gone: usize = self.pieces.iter().map(Bytes::len).sum();
-        self.lent += gone + self.joined.len();
-        self.pieces = VecDeque::new();
+        let gone: usize = self.more.iter().map(Bytes::len).sum();
+        self.lent += self.first.len() + gone + self.joined.len();
+        self.first = Bytes::new();
+        self.more = VecDeque::new();
         self.joined = BytesMut::new();
         self.count(0);
         let error = no_room();
@@ -401,15 +406,33 @@ impl Arrived {
 
     fn close_joined(&mut self) {
         if !self.joined.is_empty() {
-            self.pieces.push_back(self.joined.split().freeze());
+            // Nothing stays behind: what is left of the buffer would be held by a stream that may idle from here on.
+            let piece = std::mem::take(&mut self.joined).freeze();
+            self.push(piece);
+        }
+    }
+
+    /// Adds a piece, which is not empty.
+    fn push(&mut self, piece: Bytes) {
+        if self.first.is_empty() {
+            self.first = piece;
+        } else {
+            self.more.push_back(piece);
         }
     }
 
     fn next(&mut self) -> Option<Bytes> {
-        if self.pieces.is_empty() {
+        if self.first.is_empty() {
             self.close_joined();
         }
-        let piece = self.pieces.pop_front()?;
+        let second = self.more.pop_front();
+        if second.is_some() && self.more.is_empty() {
+            self.more = VecDeque::new(); // a burst is over: an idle stream holds no queue
+        }
+        let piece = std::mem::replace(&mut self.first, second.unwrap_or_default());
+        if piece.is_empty() {
+            return None;
+        }
         self.count(self.waiting - piece.len());
         self.lent = piece.len();
         Some(piece)

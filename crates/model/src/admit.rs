@@ -57,7 +57,7 @@ pub struct Admitted {
     source: SocketAddr,
     target: SocketAddr,
     decided_by: Option<PolicyKey>,
-    header: Option<proxy_v2::Header>,
+    header: Option<Box<proxy_v2::Header>>,
 }
 
 impl Admitted {
@@ -100,7 +100,7 @@ impl Admitted {
     /// What to send to the application in front of the bytes.
     #[must_use]
     pub fn header(&self) -> Option<&proxy_v2::Header> {
-        self.header.as_ref()
+        self.header.as_deref()
     }
 
     fn attributes(&self) -> Attributes<'_> {
@@ -196,7 +196,7 @@ pub fn admit_told(
         source: inbound.peer_address,
         target,
         decided_by: None,
-        header: header(view, local, inbound, service.map(|service| &**service)),
+        header: header(view, local, inbound, service.map(|service| &**service)).map(Box::new),
     };
     admitted.decided_by = permitted(view, local, &admitted.attributes(), told)?.cloned();
     Ok(admitted)

@@ -4,7 +4,7 @@
 //! 2. Ask the connections that are not being read whether they broke.
 //! 3. When both directions are over, or one connection broke, say how it ended.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -26,53 +26,61 @@ const CHUNKS_PER_TURN: usize = 16;
 /// is delivered if it is whole, and the other connection is reset.
 ///
 /// Cancelling (dropping) resets both connections.
-pub async fn relay<CR, CW, SR, SW>(client: (CR, CW), server: (SR, SW), meter: &impl Meter) -> Closed
+pub fn relay<CR, CW, SR, SW>(
+    client: (CR, CW),
+    server: (SR, SW),
+    meter: &impl Meter,
+) -> impl Future<Output = Closed>
 where
     CR: Source,
     CW: Sink,
     SR: Source,
     SW: Sink,
 {
+    // No `async fn`: its future would have room for the halves twice, as arguments and as what is made of them, and most
+    // connections idle most of the time.
     let (mut client_source, mut client_sink) = client;
     let (mut server_source, mut server_sink) = server;
     let mut forward = Flow::default();
     let mut backward = Flow::default();
     let mut ending = Ending::default();
 
-    poll_fn(|cx| {
-        let sent = |bytes| meter.sent(bytes);
-        let turned = forward.turn(cx, &mut client_source, &mut server_sink, sent);
-        ending.turned(&mut forward, turned, Side::Client, Side::Server);
-        let received = |bytes| meter.received(bytes);
-        let turned = backward.turn(cx, &mut server_source, &mut client_sink, received);
-        ending.turned(&mut backward, turned, Side::Server, Side::Client);
-        // A connection that is being read tells by itself when it breaks.
-        if !forward.reads() && !backward.over() {
-            ending.asked(&mut backward, client_sink.poll_broken(cx), Side::Client);
-        }
-        if !backward.reads() && !forward.over() {
-            ending.asked(&mut forward, server_sink.poll_broken(cx), Side::Server);
-        }
-        if ending.at_once || (forward.over() && backward.over()) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
+    async move {
+        poll_fn(|cx| {
+            let sent = |bytes| meter.sent(bytes);
+            let turned = forward.turn(cx, &mut client_source, &mut server_sink, sent);
+            ending.turned(&mut forward, turned, Side::Client, Side::Server);
+            let received = |bytes| meter.received(bytes);
+            let turned = backward.turn(cx, &mut server_source, &mut client_sink, received);
+            ending.turned(&mut backward, turned, Side::Server, Side::Client);
+            // A connection that is being read tells by itself when it breaks.
+            if !forward.reads() && !backward.over() {
+                ending.asked(&mut backward, client_sink.poll_broken(cx), Side::Client);
+            }
+            if !backward.reads() && !forward.over() {
+                ending.asked(&mut forward, server_sink.poll_broken(cx), Side::Server);
+            }
+            if ending.at_once || (forward.over() && backward.over()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
 
-    let how = match ending.first {
-        None => How::Clean,
-        Some((side, error)) => {
-            client_sink.reset();
-            server_sink.reset();
-            How::from_error(side, error)
+        let how = match ending.first {
+            None => How::Clean,
+            Some((side, error)) => {
+                client_sink.reset();
+                server_sink.reset();
+                How::from_error(side, error)
+            }
+        };
+        Closed {
+            sent: forward.moved,
+            received: backward.moved,
+            how,
         }
-    };
-    Closed {
-        sent: forward.moved,
-        received: backward.moved,
-        how,
     }
 }
 
