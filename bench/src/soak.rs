@@ -17,6 +17,7 @@ use ambit_tests::plan::{AMBIENT, Plan};
 use ambit_tests::pod::Pod;
 use ambit_tests::world::World;
 use anyhow::{Context, Result, ensure};
+use parking_lot::Mutex;
 use socket2::SockRef;
 
 use crate::load::{self, Direction};
@@ -44,14 +45,19 @@ const NOISE: f64 = 0.03;
 const LITTLE: f64 = 1024.0 * 1024.0;
 /// The same for descriptors: the connections that are open at the moment.
 const FEW: f64 = 12.0;
+/// Broken connections that are told one by one.
+const SAID: u64 = 10;
 /// Looks that make a judgement: fewer say nothing.
 const LEAST: usize = 12;
 
 /// What is counted while load runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
+    begin: Instant,
     done: AtomicU64,
     broken: AtomicU64,
+    /// The first few of what broke: when, and how.
+    why: Mutex<Vec<String>>,
     ending: AtomicBool,
 }
 
@@ -75,7 +81,13 @@ pub fn run(during: Duration, say: impl Fn(&str)) -> Result<bool> {
     for name in ["mesh/server", "mesh/near", "late/pod"] {
         load::serve(world.pod(name))?;
     }
-    let counts = Counts::default();
+    let counts = Counts {
+        begin: Instant::now(),
+        done: AtomicU64::new(0),
+        broken: AtomicU64::new(0),
+        why: Mutex::default(),
+        ending: AtomicBool::new(false),
+    };
     let mut seen = BTreeMap::new();
     let looked = std::thread::scope(|scope| {
         let jobs: [fn(&World, &Counts); 6] = [long, short, bulk, reset, refused, churn];
@@ -89,6 +101,9 @@ pub fn run(during: Duration, say: impl Fn(&str)) -> Result<bool> {
     });
     looked?;
     let broken = counts.broken.load(Ordering::Relaxed);
+    for why in counts.why.lock().iter() {
+        say(why);
+    }
     say(&format!(
         "{} connections and transfers, {broken} broken that nothing forbade",
         counts.done.load(Ordering::Relaxed)
@@ -184,12 +199,25 @@ fn judge(program: &str, seen: &[Seen], say: &impl Fn(&str)) -> Result<bool> {
 
 impl Counts {
     /// Does `work` until the end; what it did and whether it broke is counted.
-    fn repeat(&self, rest: Duration, mut work: impl FnMut() -> Result<()>) {
+    fn repeat(&self, kind: &str, rest: Duration, mut work: impl FnMut() -> Result<()>) {
         while !self.ending.load(Ordering::Relaxed) {
+            let begin = Instant::now();
             match work() {
-                Ok(()) => self.done.fetch_add(1, Ordering::Relaxed),
-                Err(_broken) => self.broken.fetch_add(1, Ordering::Relaxed),
-            };
+                Ok(()) => {
+                    self.done.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    let before = self.broken.fetch_add(1, Ordering::Relaxed);
+                    if before < SAID {
+                        let after = begin.elapsed().as_secs_f64();
+                        let minutes = self.begin.elapsed().as_secs_f64() / 60.0;
+                        let text = format!(
+                            "{minutes:5.1} min | {kind} broke after {after:.3} s: {error:#}"
+                        );
+                        self.why.lock().push(text);
+                    }
+                }
+            }
             pause(rest);
         }
     }
@@ -202,7 +230,11 @@ fn long(world: &World, counts: &Counts) {
         for number in 0..LONG {
             let name = ["mesh/server", "mesh/near"][number % 2];
             let server = world.pod(name);
-            scope.spawn(move || counts.repeat(BREATH, || lasting(client, server, counts)));
+            scope.spawn(move || {
+                counts.repeat(&format!("a long connection to {name}"), BREATH, || {
+                    lasting(client, server, counts)
+                })
+            });
         }
     });
 }
@@ -223,7 +255,7 @@ fn lasting(client: &Pod, server: &Pod, counts: &Counts) -> Result<()> {
 fn short(world: &World, counts: &Counts) {
     let client = world.pod("mesh/client");
     let mut turn = 0;
-    counts.repeat(BREATH, || {
+    counts.repeat("a short connection", BREATH, || {
         turn += 1;
         let server = world.pod(["mesh/server", "mesh/near"][turn % 2]);
         load::ping(&mut load::connect(client, server, load::ECHO)?)?;
@@ -236,7 +268,7 @@ fn bulk(world: &World, counts: &Counts) {
     let pair = (world.pod("mesh/client"), world.pod("mesh/server"));
     let moment = Duration::from_millis(300);
     let mut turn = 0;
-    counts.repeat(REST, || {
+    counts.repeat("bulk", REST, || {
         turn += 1;
         let direction = [Direction::Up, Direction::Down][turn % 2];
         load::bulk(pair, direction, 2, moment, &|| Duration::ZERO)?;
@@ -247,7 +279,7 @@ fn bulk(world: &World, counts: &Counts) {
 /// Connections that are reset in the middle.
 fn reset(world: &World, counts: &Counts) {
     let (client, server) = (world.pod("mesh/client"), world.pod("mesh/server"));
-    counts.repeat(4 * BREATH, || {
+    counts.repeat("a connection to be reset", 4 * BREATH, || {
         let mut stream = load::connect(client, server, load::SOURCE)?;
         stream.write_all(&[1])?;
         stream.read_exact(&mut [0; 4096])?;
@@ -265,7 +297,7 @@ fn refused(world: &World, counts: &Counts) {
         // With the policy it ends; without it is like any other.
         let _ = stream.and_then(|mut stream: TcpStream| load::ping(&mut stream));
     };
-    counts.repeat(10 * BREATH, || {
+    counts.repeat("a refused connection", 10 * BREATH, || {
         gone(denied, load::ECHO);
         gone(client, load::PORTS.end - 1);
         Ok(())
@@ -284,7 +316,7 @@ fn churn(world: &World, counts: &Counts) {
     });
     let mut held = Vec::new();
     let mut turn = 0;
-    counts.repeat(CHURN, || {
+    counts.repeat("churn", CHURN, || {
         turn += 1;
         let (key, value) = AMBIENT;
         world.label_pod("late/pod", key, (turn % 2 == 0).then_some(value));
