@@ -106,7 +106,7 @@ pub fn workload(workload: &Workload) -> Value {
     });
     json!({
         "uid": workload.uid,
-        "name": workload.name,
+        "name": workload.name(),
         "namespace": workload.namespace,
         "serviceAccount": workload.identity.service_account(),
         "trustDomain": workload.identity.trust_domain(),

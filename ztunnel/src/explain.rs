@@ -212,7 +212,7 @@ fn find<'v>(view: &'v View, network: &str, name: &str) -> Option<Named<'v>> {
     }
     let named = |workload: &&Arc<Workload>| {
         name.split_once('/')
-            .is_some_and(|(ns, pod)| workload.namespace == *ns && workload.name == *pod)
+            .is_some_and(|(ns, pod)| workload.namespace == *ns && workload.name() == pod)
     };
     if let Some(workload) = view.workloads().find(named) {
         return Some(Named::Workload(workload));

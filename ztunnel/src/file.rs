@@ -132,7 +132,7 @@ fn workload(text: WorkloadText) -> Result<Workload, FileError> {
     let identity: Identity = identity
         .parse()
         .map_err(|_| FileError::Value("workloads", identity.clone(), "is no identity"))?;
-    let mut workload = Workload::new(text.uid.into(), text.name.into(), identity);
+    let mut workload = Workload::new(text.uid.into(), &text.name, identity);
     workload.network = text.network.into();
     workload.network_mode = text.network_mode.unwrap_or(NetworkMode::Standard);
     workload.network_gateway = text.network_gateway.map(gateway).transpose()?;

@@ -143,10 +143,10 @@ impl Party {
             .map(|identity| identity as &dyn access::Shown);
         match (&self.workload, &self.said) {
             (Some(known), _) => access::Endpoint {
-                workload: if known.name.is_empty() {
+                workload: if known.name().is_empty() {
                     &known.canonical_name
                 } else {
-                    &known.name
+                    known.name()
                 },
                 namespace: &known.namespace,
                 identity,

@@ -248,7 +248,7 @@ impl Worker {
     #[must_use]
     pub fn serves(&self, workload: &Workload) -> Option<Rc<ServedPod>> {
         let named = self.named.borrow();
-        let pod = named.get(&*workload.namespace)?.get(&*workload.name)?;
+        let pod = named.get(&*workload.namespace)?.get(workload.name())?;
         let known = pod.workload_now()?;
         (known.uid == workload.uid && known.identity == workload.identity).then(|| Rc::clone(pod))
     }

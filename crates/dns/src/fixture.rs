@@ -4,7 +4,7 @@ use ambit_model::identity::Identity;
 use ambit_model::service::{Service, ServiceKey, Visibility};
 use ambit_model::update::{Change, apply};
 use ambit_model::workload::Workload;
-use ambit_model::{Text, View, address::Vip};
+use ambit_model::{View, address::Vip};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question};
 use hickory_proto::rr::{Name, RecordType};
 
@@ -49,7 +49,7 @@ pub(crate) fn private(service: Service) -> Service {
 /// A workload behind a service.
 pub(crate) fn endpoint(uid: &str, addresses: &[&str], of: &Service) -> Workload {
     let identity = Identity::new("cluster.local", &of.key.namespace, "default").unwrap();
-    let mut endpoint = Workload::new(uid.into(), Text::from(uid), identity);
+    let mut endpoint = Workload::new(uid.into(), uid, identity);
     endpoint.addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
     endpoint.services.insert(of.key.clone(), Vec::new());
     endpoint

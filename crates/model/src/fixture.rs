@@ -30,7 +30,7 @@ pub(crate) fn identity(namespace: &str, account: &str) -> Identity {
 /// A pod reached by tunnel whose account has its name.
 pub(crate) fn pod(namespace: &str, name: &str, address: &str) -> Workload {
     let uid = format!("Kubernetes//Pod/{namespace}/{name}").into();
-    let mut pod = Workload::new(uid, name.into(), identity(namespace, name));
+    let mut pod = Workload::new(uid, name, identity(namespace, name));
     pod.addresses.push(ip(address));
     pod.protocol = Protocol::Hbone;
     pod.node = "node1".into();

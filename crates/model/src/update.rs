@@ -90,8 +90,8 @@ impl Next {
             new.map(|new| (&*new.uid, new)),
         );
         view.by_name.replace(
-            old.map(|old| ((&*old.namespace, &*old.name), old)),
-            new.map(|new| ((&*new.namespace, &*new.name), new)),
+            old.map(|old| ((&*old.namespace, old.name()), old)),
+            new.map(|new| ((&*new.namespace, new.name()), new)),
         );
         let found_at = |workload: &Workload| match workload.network_mode {
             NetworkMode::Standard => workload.addresses.clone(),

@@ -31,8 +31,8 @@ pub const DEFAULT_CAPACITY: u32 = 1;
 pub struct Workload {
     /// Key of the record.
     pub uid: Text,
-    /// Object name; the pod name for pods.
-    pub name: Text,
+    /// Its name where the uid does not end with it, as that of a pod does: of 50,000 pods each name is in memory once.
+    pub(crate) own_name: Option<Box<str>>,
     /// Its addresses, canonical (no IPv4 mapped into IPv6).
     pub addresses: SmallVec<[IpAddr; 2]>,
     /// Node it runs on; may be empty.
@@ -103,7 +103,7 @@ impl DerefMut for Workload {
 impl Workload {
     /// A healthy workload without addresses, services or policies that speaks plain TCP.
     #[must_use]
-    pub fn new(uid: Text, name: Text, identity: Identity) -> Self {
+    pub fn new(uid: Text, name: &str, identity: Identity) -> Self {
         let template = Template {
             namespace: identity.namespace().into(),
             identity,
@@ -126,13 +126,21 @@ impl Workload {
             capacity: DEFAULT_CAPACITY,
         };
         Self {
+            own_name: (last_part(&uid) != name).then(|| name.into()),
             uid,
-            name,
             addresses: SmallVec::new(),
             node: Text::empty(),
             health: Health::Healthy,
             template: Arc::new(template),
         }
+    }
+
+    /// Object name; the pod name for pods.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.own_name
+            .as_deref()
+            .unwrap_or_else(|| last_part(&self.uid))
     }
 
     /// Who it is.
@@ -158,6 +166,11 @@ impl Workload {
     pub fn ports_for(&self, service: &ServiceKey) -> Option<&[Port]> {
         self.services.get(service)
     }
+}
+
+/// What comes after the last slash.
+fn last_part(uid: &str) -> &str {
+    uid.rsplit('/').next().unwrap_or_default()
 }
 
 /// The services that a workload is an endpoint of, each with the workload's own port numbers. Ordered by key.
@@ -310,4 +323,25 @@ pub struct Locality {
     pub zone: Text,
     /// Part of the zone.
     pub subzone: Text,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Workload;
+    use crate::fixture::pod;
+
+    #[test]
+    fn a_name_that_the_uid_ends_with_is_in_memory_once() {
+        let identity = pod("shop", "web", "10.0.0.1").identity.clone();
+        for (uid, name, alone) in [
+            ("Kubernetes//Pod/shop/web-1", "web-1", false),
+            ("Kubernetes//Pod/shop/web-1", "web", true),
+            ("Kubernetes//Pod/shop/web-1", "", true),
+            ("web-1", "web-1", false),
+        ] {
+            let workload = Workload::new(uid.into(), name, identity.clone());
+            assert_eq!(workload.name(), name);
+            assert_eq!(workload.own_name.is_some(), alone, "{uid} {name}");
+        }
+    }
 }

@@ -97,7 +97,7 @@ pub fn log(query: &Query<'_>, source: Option<&Workload>, outcome: &Outcome<'_>) 
         return;
     }
     let (workload, namespace) = source.map_or(("", ""), |source| {
-        (source.name.as_str(), source.namespace.as_str())
+        (source.name(), source.namespace.as_str())
     });
     tracing::event!(
         target: "dns",

@@ -19,7 +19,7 @@ fn key() -> ServiceKey {
 
 fn cart() -> Workload {
     let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
-    let mut cart = Workload::new("k//Pod/shop/cart".into(), "cart".into(), identity);
+    let mut cart = Workload::new("k//Pod/shop/cart".into(), "cart", identity);
     cart.addresses.push("10.0.0.2".parse().unwrap());
     let port = Port {
         service_port: 80,

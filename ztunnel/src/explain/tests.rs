@@ -13,7 +13,7 @@ fn workload(name: &str, address: &str) -> Workload {
     let identity = format!("spiffe://cluster.local/ns/shop/sa/{name}")
         .parse()
         .unwrap();
-    let mut workload = Workload::new(format!("c//Pod/shop/{name}").into(), name.into(), identity);
+    let mut workload = Workload::new(format!("c//Pod/shop/{name}").into(), name, identity);
     workload.addresses.push(address.parse().unwrap());
     workload.protocol = Protocol::Hbone;
     workload

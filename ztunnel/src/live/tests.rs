@@ -28,11 +28,7 @@ fn identity(name: &str) -> Identity {
 }
 
 fn workload(name: &str, address: &str) -> Workload {
-    let mut workload = Workload::new(
-        format!("c//Pod/shop/{name}").into(),
-        name.into(),
-        identity(name),
-    );
+    let mut workload = Workload::new(format!("c//Pod/shop/{name}").into(), name, identity(name));
     workload.addresses.push(address.parse().unwrap());
     workload.protocol = Protocol::Hbone;
     workload

@@ -83,7 +83,7 @@ fn workload(name: &str) -> Arc<Workload> {
     let identity: Identity = format!("spiffe://cluster.local/ns/shop/sa/{name}")
         .parse()
         .unwrap();
-    let mut workload = Workload::new(format!("c//Pod/shop/{name}").into(), name.into(), identity);
+    let mut workload = Workload::new(format!("c//Pod/shop/{name}").into(), name, identity);
     workload.workload_name = name.into();
     Arc::new(workload)
 }

@@ -29,7 +29,7 @@ fn policy(name: &str, action: Action, port: u16) -> Change {
 
 fn view() -> View {
     let identity = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
-    let mut cart = Workload::new("cart".into(), "cart".into(), identity);
+    let mut cart = Workload::new("cart".into(), "cart", identity);
     cart.addresses.push("10.0.0.2".parse().unwrap());
     let changes = [
         Change::UpsertWorkload(cart),

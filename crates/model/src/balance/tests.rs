@@ -48,7 +48,7 @@ fn picks(
         };
         let picked = pick(service, &endpoints, &wanted, &mut random).unwrap();
         assert_eq!(picked.port, 8080);
-        *counts.entry(picked.workload.name.to_string()).or_default() += 1;
+        *counts.entry(picked.workload.name().to_owned()).or_default() += 1;
     }
     counts
 }
@@ -69,7 +69,7 @@ fn one(
         avoid: &[],
     };
     let picked = pick(service, &endpoints, &wanted, &mut random(1))?;
-    Ok((picked.workload.name.to_string(), picked.port))
+    Ok((picked.workload.name().to_owned(), picked.port))
 }
 
 fn close(count: usize, expected: f64, times: usize) -> bool {

@@ -22,7 +22,7 @@ fn lead(mesh: Vec<Change>, destination: &str) -> String {
     };
     match outbound(&mesh, &connection, &mut random(11)) {
         Ok(Route::Plain { to, upstream, .. }) => match upstream {
-            Some(upstream) => format!("TCP {to} {}", upstream.name),
+            Some(upstream) => format!("TCP {to} {}", upstream.name()),
             None => format!("TCP {to}"),
         },
         Ok(Route::Tunnel(way)) => {

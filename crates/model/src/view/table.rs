@@ -70,7 +70,7 @@ impl Key for Name {
     type Probe<'a> = (&'a str, &'a str);
 
     fn finds(item: &Workload, (namespace, name): (&str, &str)) -> bool {
-        item.name == *name && item.namespace == *namespace
+        item.name() == name && item.namespace == *namespace
     }
 }
 

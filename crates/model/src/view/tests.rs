@@ -16,7 +16,7 @@ fn prefers_pods_then_tunnels_then_health_at_one_address() {
         health: Health::Unhealthy,
         ..pod("shop", "a2", "10.0.0.1")
     };
-    let external = Workload::new("entry".into(), "entry".into(), identity("shop", "entry"));
+    let external = Workload::new("entry".into(), "entry", identity("shop", "entry"));
     let external = but(external, |external| {
         external.protocol = Protocol::Hbone;
         external.addresses.push(ip("10.0.0.1"));
@@ -61,8 +61,8 @@ fn keeps_networks_apart() {
         Change::UpsertWorkload(pod("shop", "a", "10.0.0.1")),
         Change::UpsertWorkload(other),
     ]);
-    assert_eq!(view.workload_at("", ip("10.0.0.1")).unwrap().name, "a");
-    assert_eq!(view.workload_at("n2", ip("10.0.0.1")).unwrap().name, "b");
+    assert_eq!(view.workload_at("", ip("10.0.0.1")).unwrap().name(), "a");
+    assert_eq!(view.workload_at("n2", ip("10.0.0.1")).unwrap().name(), "b");
     assert!(view.workload_at("n3", ip("10.0.0.1")).is_none());
 }
 

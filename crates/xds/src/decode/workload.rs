@@ -28,7 +28,7 @@ fn parse(from: wire::Workload) -> Result<Workload, Invalid> {
         return Err(Invalid::field("uid", "empty"));
     }
     let identity = identity(&from)?;
-    let mut workload = Workload::new(from.uid.into(), from.name.into(), identity);
+    let mut workload = Workload::new(from.uid.into(), &from.name, identity);
     for (index, bytes) in from.addresses.iter().enumerate() {
         workload
             .addresses
