@@ -12,8 +12,6 @@ use crate::window::{self, Meter, WARM, Window};
 
 /// Bytes of an answer's body.
 const BODY: usize = 1024;
-const REQUEST: &[u8] =
-    b"GET /bench HTTP/1.1\r\nHost: shop.mesh\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 /// No answer takes as long while load runs.
 const STUCK: Duration = Duration::from_secs(20);
 
@@ -54,23 +52,29 @@ fn answer(stream: TcpStream) -> io::Result<()> {
 }
 
 /// One connection to a service.
-struct Client {
+#[derive(Debug)]
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
+    asked: String,
     line: Vec<u8>,
 }
 
 impl Client {
-    fn connect(pod: &Pod, to: &str) -> io::Result<Self> {
+    pub(crate) fn connect(pod: &Pod, to: &str) -> io::Result<Self> {
         let stream = pod.connect(to)?;
         stream.set_read_timeout(Some(STUCK))?;
         Ok(Self {
             stream: BufReader::new(stream),
+            asked: format!(
+                "GET /bench HTTP/1.1\r\nHost: {}\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+                to.trim_end_matches(":80").replace('/', ".")
+            ),
             line: Vec::new(),
         })
     }
 
-    fn request(&mut self) -> io::Result<()> {
-        self.stream.get_mut().write_all(REQUEST)?;
+    pub(crate) fn request(&mut self) -> io::Result<()> {
+        self.stream.get_mut().write_all(self.asked.as_bytes())?;
         let mut first = true;
         let mut body = None;
         loop {

@@ -11,6 +11,7 @@
 //! compares meshes: what one of 50,000 workloads costs a node proxy beside one of 500. [`crowd`] compares nodes: what
 //! one of 1,000 pods costs beside one of ten. [`hostile`] says what a peer that means harm costs others. [`soak`]
 //! looks whether memory and descriptors stay where they are.
+//! [`resources`] compares what the mesh takes of a node with what sidecars take, at a fixed rate ([`paced`]).
 //!
 //! Absolute numbers say something about the machine. The ratios say something about the mesh.
 
@@ -18,10 +19,12 @@ pub mod crowd;
 pub mod hostile;
 pub mod http;
 pub mod load;
+pub mod paced;
 pub mod place;
 pub mod plot;
 pub mod relay;
 pub mod report;
+pub mod resources;
 pub mod scale;
 pub mod soak;
 pub mod tunnel;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ambit_bench::place::AMBIT;
 use ambit_bench::report::Table;
+use ambit_bench::resources::findings::Findings;
+use ambit_bench::resources::page;
 use ambit_bench::tunnel::{self, Effort, Shape};
 use ambit_bench::{hostile, plot, relay, waypoint};
 use ambit_net::netns::Netns;
@@ -30,6 +32,8 @@ enum What {
     Crowd(Rounds),
     /// What one hostile peer costs a quiet pod beside it.
     Hostile(Hostile),
+    /// Measure what the mesh takes of a node beside sidecars, and write the page about it.
+    Resources(Resources),
     /// Mixed load with churn; fails when memory or descriptors grow, or connections break.
     Soak {
         /// How long.
@@ -82,6 +86,31 @@ struct Run {
     /// Also write everything here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Resources {
+    /// Rounds; medians are shown.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each way in each round.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Requests a second, over all pods.
+    #[arg(long, default_value_t = 500.0)]
+    rate: f64,
+    /// How many pods are on the node, in turn.
+    #[arg(long, value_delimiter = ',', default_value = "1,10,25,50")]
+    pods: Vec<usize>,
+    /// Write all numbers here.
+    #[arg(long)]
+    json: PathBuf,
+    /// Measure nothing: take the numbers from that file.
+    #[arg(long)]
+    again: bool,
+    /// The folder for the page and its charts.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -142,6 +171,7 @@ fn main() -> Result<()> {
             let table = hostile::compare(with.rounds, during, with.threads, pause, say)?;
             report(&[table], with.json.as_deref())
         }
+        What::Resources(with) => resources(with),
         What::Plot { json, out } => {
             for name in plot::draw(&json, &out)? {
                 say(&format!("{}", out.join(name).display()));
@@ -173,6 +203,29 @@ fn measure(run: &Run) -> Result<()> {
         tables.push(waypoint::compare(effort, say)?);
     }
     report(&tables, run.json.as_deref())
+}
+
+fn resources(with: Resources) -> Result<()> {
+    let findings = if with.again {
+        Findings::from_json(&serde_json::from_str(&fs::read_to_string(&with.json)?)?)?
+    } else {
+        let effort = ambit_bench::resources::Effort {
+            rounds: with.rounds,
+            during: Duration::from_secs(with.seconds),
+            rate: with.rate,
+            pods: with.pods,
+        };
+        let findings = ambit_bench::resources::measure(&effort, say)?;
+        fs::write(&with.json, format!("{:#}\n", findings.json())).context("the JSON file")?;
+        findings
+    };
+    for (name, chart) in page::charts(&findings) {
+        plot::write(&with.out.join("plots"), name, &chart)?;
+    }
+    let path = with.out.join("resource-usage.md");
+    fs::write(&path, page::markdown(&findings)).context("the page")?;
+    say(&format!("{}", path.display()));
+    Ok(())
 }
 
 fn report(tables: &[Table], json: Option<&Path>) -> Result<()> {
