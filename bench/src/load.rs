@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ambit_tests::pod::Pod;
 use anyhow::{Context, Result};
 
+use crate::http;
 use crate::window::{self, Meter, WARM, Window};
 
 /// Ports that load uses; the redirect rules of the limit name them.
@@ -20,6 +21,8 @@ pub(crate) const ECHO: u16 = 20000;
 pub(crate) const SINK: u16 = 20001;
 /// Sends as much as goes, once asked by a byte.
 pub(crate) const SOURCE: u16 = 20002;
+/// Answers HTTP/1.1.
+pub(crate) const HTTP: u16 = 20003;
 /// Bytes of one ping.
 const PING: usize = 64;
 /// Bytes written at once in bulk.
@@ -50,6 +53,7 @@ pub fn serve(pod: &Pod) -> Result<()> {
         let mut buffer = vec![0; PIECE];
         while matches!(stream.read(&mut buffer), Ok(length) if length > 0) {}
     })?;
+    http::serve(pod, HTTP)?;
     listen(pod, SOURCE, |mut stream| {
         let buffer = vec![7; PIECE];
         if stream.read_exact(&mut [0]).is_ok() {
@@ -210,6 +214,21 @@ pub fn bulk(
         }
         Ok(())
     })
+}
+
+/// Opens streams whose server sends as much as goes, and of which nothing is read.
+///
+/// # Errors
+///
+/// A connection does not open.
+pub fn stalled(client: &Pod, server: &Pod, count: usize) -> Result<Vec<TcpStream>> {
+    (0..count)
+        .map(|_| {
+            let mut stream = connect(client, server, SOURCE)?;
+            stream.write_all(&[1])?;
+            Ok(stream)
+        })
+        .collect()
 }
 
 /// Opens connections that each carried one ping and then nothing.

@@ -40,7 +40,7 @@ const THREADS: usize = 2;
 /// Pods in the mesh, those under load included: the number at which memory is compared.
 const PODS: usize = 10;
 /// Ports that load uses.
-const USED: [u16; 3] = [load::ECHO, load::SINK, load::SOURCE];
+const USED: [u16; 4] = [load::ECHO, load::SINK, load::SOURCE, load::HTTP];
 /// Nodes under load.
 const NODES: u64 = 2;
 /// Pods of an arm: a client, a server on the other node, and one on the client's.

@@ -1,18 +1,27 @@
 //! The node proxy: connections between pods.
 
+use std::io;
 use std::time::Duration;
 
 use ambit_tests::pod::Pod;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::http;
 use crate::load::{self, Direction};
+use crate::paced::{self, Pace};
 use crate::place::{AMBIT, Beside, ISTIO, LIMIT, NONE, Place, SIDECARS};
 use crate::report::{Arm, Better, Table};
 use crate::window::{Meter, Window, pause};
 
 /// How many connections carry bulk at once.
 const BULK: [usize; 3] = [1, 4, 16];
+/// Connections that carry small messages at a fixed rate, and messages a second over all.
+const PACED: (usize, f64) = (4, 1000.0);
+/// Streams that their client does not read, so many that each tunnel between two pods has one.
+const STALLED: usize = 4;
+/// Until all buffers on the way are full.
+const FILLED: Duration = Duration::from_secs(1);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// How much is measured, and what.
@@ -111,6 +120,12 @@ pub enum Shape {
     Bulk,
     /// Pods on one node.
     Near,
+    /// Small messages at a fixed rate.
+    Paced,
+    /// HTTP/1.1 between pods, of which the proxies see bytes.
+    Http,
+    /// Small messages beside streams that nobody reads.
+    Stalled,
 }
 
 /// Every shape that is wanted once on one arm.
@@ -167,6 +182,11 @@ fn shapes(place: &Place, arm: Arm, effort: &Effort, table: &mut Table) -> Result
     if wants(Shape::Bulk) {
         bulk(pair, arm, during, &meter, table)?;
     }
+    for (shape, measure) in MORE {
+        if wants(*shape) {
+            measure(pair, arm, effort, table)?;
+        }
+    }
     if wants(Shape::Near) {
         let pair = (pair.0, place.pod(arm, "near"));
         let one = load::round_trips(pair.0, pair.1, during)?;
@@ -184,6 +204,60 @@ fn shapes(place: &Place, arm: Arm, effort: &Effort, table: &mut Table) -> Result
             gigabits(&bulk),
         );
     }
+    Ok(())
+}
+
+/// Shapes in which who stands between is not asked for its CPU time.
+type Measure = fn((&Pod, &Pod), Arm, &Effort, &mut Table) -> Result<()>;
+const MORE: &[(Shape, Measure)] = &[
+    (Shape::Paced, paced),
+    (Shape::Http, requests),
+    (Shape::Stalled, beside_stalled),
+];
+
+/// Small messages when they are due, not when the one before is answered.
+fn paced(pair: (&Pod, &Pod), arm: Arm, effort: &Effort, table: &mut Table) -> Result<()> {
+    let connections = (0..PACED.0).map(|_| load::connect(pair.0, pair.1, load::ECHO));
+    let connections = connections.collect::<io::Result<Vec<_>>>()?;
+    let pace = Pace {
+        rate: PACED.1,
+        during: effort.during,
+    };
+    let done = paced::run(connections, pace, &|| Duration::ZERO, load::ping)?;
+    for (name, thousandths) in [("p50", 500), ("p99", 990)] {
+        let row = format!(
+            "64 B at {} /s over {} connections, {name} µs",
+            PACED.1, PACED.0
+        );
+        table.add(&row, Better::Less, arm, micros(done.at(thousandths)?));
+    }
+    Ok(())
+}
+
+fn requests(pair: (&Pod, &Pod), arm: Arm, effort: &Effort, table: &mut Table) -> Result<()> {
+    let to = format!("{}:{}", pair.1.ipv4(), load::HTTP);
+    let done = http::requests(pair.0, &to, 16, effort.during, &|| Duration::ZERO)?;
+    let row = "HTTP/1.1, 1 KiB answers, 16 connections, /s";
+    table.add(row, Better::More, arm, done.rate());
+    Ok(())
+}
+
+/// What streams that do not move do to those beside them, which share their tunnels.
+fn beside_stalled(pair: (&Pod, &Pod), arm: Arm, effort: &Effort, table: &mut Table) -> Result<()> {
+    let without = load::round_trips(pair.0, pair.1, effort.during)?;
+    let stalled = load::stalled(pair.0, pair.1, STALLED)?;
+    pause(FILLED);
+    let beside = load::round_trips(pair.0, pair.1, effort.during)?;
+    drop(stalled);
+    let mut add = |name: &str, value: f64| {
+        let row = format!("ping-pong beside {STALLED} stalled streams, {name}");
+        table.add(&row, Better::Less, arm, value);
+    };
+    add("p99 µs", micros(beside.p99));
+    add(
+        "p99 : without",
+        beside.p99.as_secs_f64() / without.p99.as_secs_f64(),
+    );
     Ok(())
 }
 
