@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use ambit_observe::access::filter::Filter;
 use ambit_observe::metrics::Limits;
+use ambit_relay::tcp::Bulk;
 use ambit_tls::KeyExchange;
 use serde::Serialize;
 
@@ -272,6 +273,8 @@ pub struct Settings {
     pub localhost_app_tunnel: bool,
     /// Connections between two pods of this node take no tunnel.
     pub same_node_direct: bool,
+    /// The kernel moves long runs of bytes between two TCP connections.
+    pub splice_enabled: bool,
     /// Answer CONNECT with the destination's labels.
     pub response_baggage: bool,
     /// Admin server (localhost only).
@@ -320,6 +323,16 @@ impl Settings {
             IpAddr::from([0u16; 8])
         } else {
             IpAddr::from([0u8; 4])
+        }
+    }
+
+    /// How many bytes on end are moved between two TCP connections.
+    #[must_use]
+    pub fn bulk(&self) -> Bulk {
+        if self.splice_enabled {
+            Bulk::Spliced
+        } else {
+            Bulk::Copied
         }
     }
 }

@@ -20,8 +20,8 @@ use ambit_model::reason::Reason;
 use ambit_model::route::Tunnel;
 use ambit_observe::access::{Direction, Trace};
 use ambit_observe::traffic::Reporter;
-use ambit_relay::tcp::{TcpSink, TcpSource};
-use ambit_relay::{Meter, relay, tcp};
+use ambit_relay::Meter;
+use ambit_relay::tcp::{self, Bulk, TcpSink, TcpSource};
 use ambit_tls::{Lineage, Svid};
 use tokio::net::TcpStream;
 
@@ -164,7 +164,12 @@ pub async fn arrive(
 impl Arrived {
     /// Relays until it ends by itself or the destination may not go on. Records the destination's end; answers how the source's
     /// ended. Dropped before, it ends because of the source.
-    pub async fn carry(self: Box<Self>, client: (TcpSource, TcpSink), source: &Record) -> Outcome {
+    pub async fn carry(
+        self: Box<Self>,
+        client: (TcpSource, TcpSink),
+        bulk: Bulk,
+        source: &Record,
+    ) -> Outcome {
         let Self {
             record,
             guard,
@@ -175,7 +180,7 @@ impl Arrived {
         let (here, there) = tokio::select! {
             biased;
             refusal = guard.ended() => (Reason::PeerReset.into(), refusal.into()),
-            closed = relay(client, tcp::split(application), &both) => (
+            closed = tcp::relay(client, tcp::split(application), bulk, &both) => (
                 Outcome::of(&closed, Direction::Outbound),
                 Outcome::of(&closed, Direction::Inbound),
             ),

@@ -22,7 +22,8 @@ use ambit_model::workload::Workload;
 use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::{Direction, Trace};
-use ambit_relay::{Closed, relay, tcp};
+use ambit_relay::tcp::{self, Bulk};
+use ambit_relay::{Closed, relay};
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
@@ -83,6 +84,7 @@ async fn begun(
     let begun = match opened {
         Ok((guard, onward)) => Ok(Begun {
             client,
+            bulk: pod.worker.shared.settings.bulk(),
             guard,
             onward,
         }),
@@ -396,6 +398,7 @@ fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
 /// A connection and the open way onward.
 struct Begun {
     client: TcpStream,
+    bulk: Bulk,
     guard: Guard,
     onward: Onward,
 }
@@ -409,16 +412,18 @@ impl Begun {
         let guard = self.guard;
         match self.onward {
             Onward::Plain(server) => {
-                let relayed = relay(client, tcp::split(server), record).map(outcome);
+                let server = tcp::split(server);
+                let relayed = tcp::relay(client, server, self.bulk, record).map(outcome);
                 Box::pin(unless_ended(guard, relayed))
             }
             Onward::Tunnel(stream) => {
                 let relayed = relay(client, stream.split(), record).map(outcome);
                 Box::pin(unless_ended(guard, relayed))
             }
-            Onward::Neighbour(arrived) => {
-                Box::pin(unless_ended(guard, arrived.carry(client, record)))
-            }
+            Onward::Neighbour(arrived) => Box::pin(unless_ended(
+                guard,
+                arrived.carry(client, self.bulk, record),
+            )),
         }
     }
 }

@@ -18,7 +18,8 @@ use ambit_model::reason::Reason;
 use ambit_model::workload::Workload;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::Direction;
-use ambit_relay::{Closed, relay, tcp};
+use ambit_relay::Closed;
+use ambit_relay::tcp::{self, Bulk};
 use futures_util::FutureExt;
 use tokio::net::TcpStream;
 
@@ -61,6 +62,7 @@ async fn begun(
     let begun = match begin(&pod, &client, &mut record).await {
         Ok((guard, application)) => Ok(Begun {
             client,
+            bulk: pod.worker.shared.settings.bulk(),
             guard,
             application,
         }),
@@ -75,6 +77,7 @@ async fn begun(
 /// A connection and the application that it leads to.
 struct Begun {
     client: TcpStream,
+    bulk: Bulk,
     guard: Guard,
     application: TcpStream,
 }
@@ -84,7 +87,7 @@ impl Begun {
     fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
         let ends = (tcp::split(self.client), tcp::split(self.application));
         let outcome = |closed: Closed| Outcome::of(&closed, Direction::Inbound);
-        let relayed = relay(ends.0, ends.1, record).map(outcome);
+        let relayed = tcp::relay(ends.0, ends.1, self.bulk, record).map(outcome);
         Box::pin(unless_ended(self.guard, relayed))
     }
 }

@@ -31,6 +31,7 @@ pub mod netns;
 pub mod options;
 pub mod original_dst;
 pub mod seqpacket;
+pub mod splice;
 
 mod error;
 

@@ -16,6 +16,9 @@
 //! Buffers come from the thread when there is something to read and go back when there is not: an
 //! idle connection holds none.
 //!
+//! Bytes that go from one TCP connection to another need not come here at all: [`tcp::relay`] lets
+//! the kernel move them once there are many.
+//!
 //! # Failure modes
 //!
 //! * A side that resets: what it sent before is delivered if it can be, then the other side is
@@ -26,11 +29,14 @@
 pub mod tcp;
 
 mod buffers;
+mod bypass;
 mod close;
 mod growth;
 mod halves;
 mod meter;
+mod pipes;
 mod pump;
+mod splice;
 
 pub use close::{Closed, How, Side};
 pub use growth::LONGEST_PIECE;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
+use crate::bypass::{Bypass, Drained, Filled, Never};
 use crate::close::{Closed, How, Side};
 use crate::halves::{Sink, Source};
 use crate::meter::Meter;
@@ -37,28 +38,44 @@ where
     SR: Source,
     SW: Sink,
 {
+    carry(client, server, (Never, Never), meter)
+}
+
+/// [`relay`] with a bypass for each direction: from the client, and from the server.
+pub(crate) fn carry<CR, CW, SR, SW, F, B>(
+    client: (CR, CW),
+    server: (SR, SW),
+    (forward, backward): (F, B),
+    meter: &impl Meter,
+) -> impl Future<Output = Closed>
+where
+    CR: Source,
+    CW: Sink,
+    SR: Source,
+    SW: Sink,
+    F: Bypass<CR, SW>,
+    B: Bypass<SR, CW>,
+{
     // No `async fn`: its future would have room for the halves twice, as arguments and as what is made of them, and most
     // connections idle most of the time.
-    let (mut client_source, mut client_sink) = client;
-    let (mut server_source, mut server_sink) = server;
-    let mut forward = Flow::default();
-    let mut backward = Flow::default();
+    let (client_source, client_sink) = client;
+    let (server_source, server_sink) = server;
+    let mut forward = Flow::new(client_source, server_sink, forward);
+    let mut backward = Flow::new(server_source, client_sink, backward);
     let mut ending = Ending::default();
 
     async move {
         poll_fn(|cx| {
-            let sent = |bytes| meter.sent(bytes);
-            let turned = forward.turn(cx, &mut client_source, &mut server_sink, sent);
+            let turned = forward.turn(cx, |bytes| meter.sent(bytes));
             ending.turned(&mut forward, turned, Side::Client, Side::Server);
-            let received = |bytes| meter.received(bytes);
-            let turned = backward.turn(cx, &mut server_source, &mut client_sink, received);
+            let turned = backward.turn(cx, |bytes| meter.received(bytes));
             ending.turned(&mut backward, turned, Side::Server, Side::Client);
             // A connection that is being read tells by itself when it breaks.
             if !forward.reads() && !backward.over() {
-                ending.asked(&mut backward, client_sink.poll_broken(cx), Side::Client);
+                ending.asked(&mut backward, cx, Side::Client);
             }
             if !backward.reads() && !forward.over() {
-                ending.asked(&mut forward, server_sink.poll_broken(cx), Side::Server);
+                ending.asked(&mut forward, cx, Side::Server);
             }
             if ending.at_once || (forward.over() && backward.over()) {
                 Poll::Ready(())
@@ -71,8 +88,8 @@ where
         let how = match ending.first {
             None => How::Clean,
             Some((side, error)) => {
-                client_sink.reset();
-                server_sink.reset();
+                backward.sink.reset();
+                forward.sink.reset();
                 How::from_error(side, error)
             }
         };
@@ -94,7 +111,13 @@ struct Ending {
 
 impl Ending {
     /// Takes the outcome of a turn of the direction that reads from `source`.
-    fn turned(&mut self, flow: &mut Flow, turned: Result<(), Broken>, source: Side, sink: Side) {
+    fn turned<R: Source, W: Sink, B: Bypass<R, W>>(
+        &mut self,
+        flow: &mut Flow<R, W, B>,
+        turned: Result<(), Broken>,
+        source: Side,
+        sink: Side,
+    ) {
         match turned {
             Ok(()) => {}
             Err(Broken::Source(error)) => {
@@ -110,9 +133,16 @@ impl Ending {
         }
     }
 
-    /// Takes the answer of a connection that is not being read; `flow` is the direction to it.
-    fn asked(&mut self, flow: &mut Flow, broken: Poll<io::Error>, side: Side) {
-        let Poll::Ready(error) = broken else { return };
+    /// Asks a connection that is not being read; `flow` is the direction to it.
+    fn asked<R: Source, W: Sink, B: Bypass<R, W>>(
+        &mut self,
+        flow: &mut Flow<R, W, B>,
+        cx: &mut Context<'_>,
+        side: Side,
+    ) {
+        let Poll::Ready(error) = flow.sink.poll_broken(cx) else {
+            return;
+        };
         // A broken pipe leaves what the peer sent before its end, which may still be on its way.
         self.at_once |= error.kind() != io::ErrorKind::BrokenPipe;
         flow.abandon();
@@ -121,8 +151,10 @@ impl Ending {
 }
 
 /// One direction.
-#[derive(Default)]
-struct Flow {
+struct Flow<R, W, B> {
+    source: R,
+    sink: W,
+    bypass: B,
     state: State,
     /// Read and not yet written.
     pending: Bytes,
@@ -132,9 +164,8 @@ struct Flow {
     moved: u64,
 }
 
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    #[default]
     Open,
     /// The source has ended; the sink is to be closed after what is pending.
     Closing,
@@ -148,22 +179,30 @@ enum Broken {
     Sink(io::Error),
 }
 
-impl Flow {
+impl<R: Source, W: Sink, B: Bypass<R, W>> Flow<R, W, B> {
+    fn new(source: R, sink: W, bypass: B) -> Self {
+        Self {
+            source,
+            sink,
+            bypass,
+            state: State::Open,
+            pending: Bytes::new(),
+            unflushed: false,
+            moved: 0,
+        }
+    }
+
     /// Moves what can be moved now, and arranges to be woken when more can be.
-    fn turn(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut impl Source,
-        sink: &mut impl Sink,
-        count: impl Fn(u64),
-    ) -> Result<(), Broken> {
+    fn turn(&mut self, cx: &mut Context<'_>, count: impl Fn(u64)) -> Result<(), Broken> {
         for _ in 0..CHUNKS_PER_TURN {
             let step = if !self.pending.is_empty() {
-                self.write(cx, sink, &count)
+                self.write(cx, &count)
+            } else if self.bypass.holds() {
+                self.drain(cx, &count)
             } else {
                 match self.state {
-                    State::Open => self.read(cx, source, sink),
-                    State::Closing => self.close(cx, sink),
+                    State::Open => self.read(cx),
+                    State::Closing => self.close(cx),
                     State::Over => return Ok(()),
                 }
             };
@@ -177,38 +216,54 @@ impl Flow {
         Ok(())
     }
 
-    fn write(
-        &mut self,
-        cx: &mut Context<'_>,
-        sink: &mut impl Sink,
-        count: impl Fn(u64),
-    ) -> Poll<Result<(), Broken>> {
+    fn write(&mut self, cx: &mut Context<'_>, count: impl Fn(u64)) -> Poll<Result<(), Broken>> {
         let before = self.pending.len();
-        ready!(sink.poll_write(cx, &mut self.pending)).map_err(Broken::Sink)?;
-        let written = u64::try_from(before - self.pending.len()).unwrap_or(u64::MAX);
+        ready!(self.sink.poll_write(cx, &mut self.pending)).map_err(Broken::Sink)?;
+        let written = before - self.pending.len();
         if self.pending.is_empty() {
             // Lets go of the buffer, so that the source can read into it again.
             self.pending = Bytes::new();
         }
-        self.unflushed = true;
-        self.moved += written;
-        count(written);
+        self.wrote(written, count);
         Poll::Ready(Ok(()))
     }
 
-    fn read(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut impl Source,
-        sink: &mut impl Sink,
-    ) -> Poll<Result<(), Broken>> {
-        match source.poll_next(cx) {
-            Poll::Ready(Ok(Some(bytes))) => self.pending = bytes,
-            Poll::Ready(Ok(None)) => self.state = State::Closing,
+    fn drain(&mut self, cx: &mut Context<'_>, count: impl Fn(u64)) -> Poll<Result<(), Broken>> {
+        match ready!(self.bypass.poll_drain(cx, &mut self.sink)).map_err(Broken::Sink)? {
+            Drained::Sent(bytes) => self.wrote(bytes, count),
+            Drained::Returned(bytes) => self.pending = bytes,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, bytes: usize, count: impl Fn(u64)) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.unflushed = true;
+        self.moved += bytes;
+        count(bytes);
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let filled = match self.bypass.poll_fill(cx, &mut self.source) {
+            Poll::Ready(Ok(Filled::Declined)) => match self.source.poll_next(cx) {
+                Poll::Ready(Ok(Some(bytes))) => {
+                    self.bypass.was_read(bytes.len());
+                    self.pending = bytes;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(None)) => Poll::Ready(Ok(Filled::End)),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => Poll::Pending,
+            },
+            filled => filled,
+        };
+        match filled {
+            Poll::Ready(Ok(Filled::End)) => self.state = State::Closing,
+            Poll::Ready(Ok(_)) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Source(error))),
             Poll::Pending => {
                 if self.unflushed {
-                    ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+                    ready!(self.sink.poll_flush(cx)).map_err(Broken::Sink)?;
                     self.unflushed = false;
                 }
                 return Poll::Pending;
@@ -217,8 +272,8 @@ impl Flow {
         Poll::Ready(Ok(()))
     }
 
-    fn close(&mut self, cx: &mut Context<'_>, sink: &mut impl Sink) -> Poll<Result<(), Broken>> {
-        ready!(sink.poll_close(cx)).map_err(Broken::Sink)?;
+    fn close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        ready!(self.sink.poll_close(cx)).map_err(Broken::Sink)?;
         self.state = State::Over;
         Poll::Ready(Ok(()))
     }
@@ -226,12 +281,18 @@ impl Flow {
     /// Gives the direction up; the opposite one goes on.
     fn abandon(&mut self) {
         self.pending = Bytes::new();
+        self.bypass.abandon();
         self.state = State::Over;
     }
 
     /// Whether the source is being asked for more.
     fn reads(&self) -> bool {
-        self.state == State::Open && self.pending.is_empty()
+        self.state == State::Open && !self.holds()
+    }
+
+    /// Whether there are bytes to be written.
+    fn holds(&self) -> bool {
+        !self.pending.is_empty() || self.bypass.holds()
     }
 
     fn over(&self) -> bool {

@@ -9,13 +9,51 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use ambit_net::options;
+use ambit_net::splice::{self, Pipe};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::buffers;
+use crate::close::Closed;
 use crate::growth::Growth;
 use crate::halves::{Sink, Source};
+use crate::meter::Meter;
+use crate::pump;
+use crate::splice::{Policy, Splice};
+
+/// How many bytes on end are moved from one TCP connection to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bulk {
+    /// Read and written, as few bytes are.
+    Copied,
+    /// By the kernel, by way of a pipe. Copied where that is not possible.
+    Spliced,
+}
+
+/// [`relay`](crate::relay) between two TCP connections: the one that was accepted and the one that was dialled.
+pub fn relay(
+    client: (TcpSource, TcpSink),
+    server: (TcpSource, TcpSink),
+    bulk: Bulk,
+    meter: &impl Meter,
+) -> impl Future<Output = Closed> {
+    let policy = match bulk {
+        Bulk::Copied => &Policy::NEVER,
+        Bulk::Spliced => &Policy::BULK,
+    };
+    relay_by(policy, client, server, meter)
+}
+
+fn relay_by(
+    policy: &'static Policy,
+    client: (TcpSource, TcpSink),
+    server: (TcpSource, TcpSink),
+    meter: &impl Meter,
+) -> impl Future<Output = Closed> {
+    let bypasses = (Splice::new(policy), Splice::new(policy));
+    pump::carry(client, server, bypasses, meter)
+}
 
 /// Splits a connection into its halves; it closes when both are dropped.
 #[must_use]
@@ -103,6 +141,23 @@ impl TcpSource {
         Ok(read)
     }
 
+    /// Ready when there may be something to [`fill`](Self::fill) a pipe with.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.stream.poll_read_ready(cx)
+    }
+
+    /// Fills an empty pipe: the same as a read, in all that it tells. Zero is the end.
+    pub(crate) fn fill(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
+        // Nothing is read while pipes are filled.
+        self.rest();
+        let stream = &self.shared.stream;
+        let filled = stream.try_io(Interest::READABLE, || pipe.fill(stream))?;
+        if filled == 0 && self.shared.truncated.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        Ok(filled)
+    }
+
     fn rest(&mut self) {
         if self.buffer.capacity() > 0 {
             self.growth.rest();
@@ -172,6 +227,29 @@ impl TcpSink {
             Ok(written)
         });
         partial.map_or(outcome, Ok)
+    }
+
+    /// Ready when a pipe may be [drained](Self::drain).
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.stream.poll_write_ready(cx)
+    }
+
+    /// Sends from a pipe: the same as a write, in all that it tells. `cut_short` says that the call before sent a part only.
+    ///
+    /// Behind that part the kernel may have hidden an error, of which only `EPIPE` is left now. Whether what the peer sent is whole
+    /// can then not be known, so it does not count as whole.
+    pub(crate) fn drain(&self, pipe: &mut Pipe, cut_short: bool) -> io::Result<usize> {
+        let stream = &self.shared.stream;
+        let drained = stream.try_io(Interest::WRITABLE, || pipe.drain(stream));
+        drained.map_err(|error| {
+            if would_block(&error) || splice::refused(&error) {
+                error
+            } else if cut_short && error.kind() == io::ErrorKind::BrokenPipe {
+                self.shared.note(io::ErrorKind::ConnectionReset.into())
+            } else {
+                self.shared.note(error)
+            }
+        })
     }
 }
 
@@ -248,7 +326,7 @@ impl fmt::Debug for TcpSink {
     }
 }
 
-fn would_block(error: &io::Error) -> bool {
+pub(crate) fn would_block(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted

@@ -185,6 +185,7 @@ impl Reader {
             preferred_service_namespace: self.or("PREFERED_SERVICE_NAMESPACE", ""),
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true),
             same_node_direct: self.flag("SAME_NODE_DIRECT", true),
+            splice_enabled: self.flag("SPLICE_ENABLED", true),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE", true),
             admin_addr: SocketAddr::from((
                 Ipv4Addr::LOCALHOST,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ambit_observe::metrics::Limits;
+use ambit_relay::tcp::Bulk;
 
 use super::{Machine, read};
 use crate::config::{Compliance, DnsAddress, OriginalSource, Roots, Settings, Source, Token};
@@ -41,6 +42,17 @@ fn starts_with_nothing_set() {
     assert_eq!(s.admin_addr.to_string(), "127.0.0.1:15000");
     assert_eq!(s.stats_addr.to_string(), "[::]:15020");
     assert_eq!(s.metrics, Limits::default());
+    assert!(s.same_node_direct && s.splice_enabled);
+}
+
+#[test]
+fn splicing_can_be_turned_off_and_is_shown() {
+    let bulk = |rows| settings(rows, &two_cpus()).unwrap().bulk();
+    assert_eq!(bulk(&[]), Bulk::Spliced);
+    let off = [("SPLICE_ENABLED", "false")];
+    assert_eq!(bulk(&off), Bulk::Copied);
+    let shown = serde_json::to_value(settings(&off, &two_cpus()).unwrap()).unwrap();
+    assert_eq!(shown["spliceEnabled"], false);
 }
 
 #[test]
