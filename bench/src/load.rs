@@ -28,7 +28,7 @@ const PING: usize = 64;
 /// Bytes written at once in bulk.
 const PIECE: usize = 256 * 1024;
 /// No connection is silent for longer while load runs.
-const STUCK: Duration = Duration::from_secs(20);
+pub(crate) const STUCK: Duration = Duration::from_secs(20);
 
 /// Starts load's servers in a pod; they end with the process.
 ///
@@ -213,6 +213,17 @@ pub fn bulk(
             count.fetch_add(length as u64, Ordering::Relaxed);
         }
         Ok(())
+    })
+}
+
+/// Whether a connection did not break but was silent for as long as none may be.
+pub(crate) fn is_stuck(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        )
     })
 }
 
