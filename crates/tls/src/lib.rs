@@ -21,6 +21,7 @@
 //! When certificates are fetched and renewed (`ambit-identity`), where keys of a certificate
 //! authority are stored (the controller), where revocation lists come from (ztunnel).
 
+mod aead;
 pub mod authority;
 pub mod csr;
 mod error;

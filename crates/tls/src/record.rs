@@ -4,9 +4,9 @@
 //! buffers that we own, so that a byte is copied once on its way out and once on its way in, and one
 //! system call carries as many records as there are.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
 
+use crate::aead::{Algorithm, Key, Library, TAG};
 use crate::error::TlsError;
 
 /// RFC 8446 5.1: content type, two bytes of version, two of length.
@@ -15,8 +15,6 @@ pub(crate) const HEADER: usize = 5;
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
 /// RFC 8446 5.2: most bytes of one protected record after its header.
 const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
-/// Authentication tag of AES-GCM.
-const TAG: usize = 16;
 /// RFC 8446 5.5 allows 2^24.5 full records under one AES-GCM key: new keys well before.
 const RECORDS_BEFORE_UPDATE: u64 = 1 << 23;
 
@@ -71,7 +69,7 @@ impl Refusal {
 
 /// One direction's key, nonce base and record number.
 pub(crate) struct Protection {
-    key: LessSafeKey,
+    key: Key,
     iv: [u8; 12],
     sequence: u64,
     /// Number of the record before which keys are changed.
@@ -83,19 +81,19 @@ impl Protection {
         (sequence, secrets): (u64, ConnectionTrafficSecrets),
     ) -> Result<Self, TlsError> {
         let (algorithm, key, iv) = match &secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Algorithm::Aes128Gcm, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Algorithm::Aes256Gcm, key, iv),
             // The provider has no other suite.
             _ => return Err(TlsError::Bug("cipher suite is not ours")),
         };
-        let key = UnboundKey::new(algorithm, key.as_ref())
+        let key = Key::new(Library::best(), algorithm, key.as_ref())
             .map_err(|_| TlsError::Bug("traffic key has a wrong length"))?;
         let iv = iv
             .as_ref()
             .try_into()
             .map_err(|_| TlsError::Bug("nonce has a wrong length"))?;
         Ok(Self {
-            key: LessSafeKey::new(key),
+            key,
             iv,
             sequence,
             update_at: RECORDS_BEFORE_UPDATE,
@@ -108,7 +106,7 @@ impl Protection {
 
     /// RFC 8446 5.3: the record number, big-endian, over the last eight bytes of the nonce base. The
     /// number can never come round: keys are changed long before.
-    fn nonce(&mut self) -> Nonce {
+    fn nonce(&mut self) -> [u8; 12] {
         let mut nonce = self.iv;
         let number = self.sequence.to_be_bytes();
         nonce
@@ -117,7 +115,7 @@ impl Protection {
             .zip(number)
             .for_each(|(byte, number)| *byte ^= number);
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 
     /// Protects `record`: its header's place, and the plaintext after it.
@@ -139,9 +137,9 @@ impl Protection {
         *header = [Content::Data.byte(), 3, 3, length[0], length[1]];
         let tag = self
             .key
-            .seal_in_place_separate_tag(nonce, Aad::from(*header), body)
+            .seal(nonce, *header, body)
             .map_err(|_| Refusal::Internal)?;
-        record.extend_from_slice(tag.as_ref());
+        record.extend_from_slice(&tag);
         Ok(())
     }
 }
@@ -359,7 +357,7 @@ impl Ingoing {
         let opened = self
             .protection
             .key
-            .open_in_place(nonce, Aad::from(*header), sealed)
+            .open(nonce, *header, sealed)
             .map_err(|_| Refusal::BadRecord)?;
         // RFC 8446 5.2: the content type is the last byte that is not zero.
         let last = opened
