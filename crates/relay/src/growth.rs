@@ -1,10 +1,16 @@
 //! How large a read buffer should be, from how much the last reads brought. Pure.
 
-/// The longest piece that a source gives, in bytes. With the nine bytes of an HTTP/2 frame's header
-/// (RFC 9113 4.1) it fills four TLS records; longer reads save little. What carries pieces in frames
-/// makes them as long: of a longer piece a few bytes would be left, a frame and a write of their own
+/// The longest piece that a source gives, in bytes: as much as leaves the machine in one packet.
+///
+/// The kernel hands what is written in one call to the network in packets of at most 64 KiB, which are cut for the wire as late as
+/// can be, and each must be a multiple of the connection's segment. With the frame's header (RFC 9113 4.1) and what four TLS records
+/// add, this lies below that for segments of 1,398 to 8,949 bytes (of Ethernet, with and without jumbo frames and an overlay's
+/// header). A little more, and each piece would be two packets, the second with some hundred bytes; and as many wake-ups at the
+/// other end, the first of which finds a record that is not whole.
+///
+/// What carries pieces in frames makes them as long: of a longer piece a few bytes would be left, a frame and a write of their own
 /// all the way to the other end.
-pub const LONGEST_PIECE: usize = 4 * 16 * 1024 - 9;
+pub const LONGEST_PIECE: usize = 61 * 1024;
 
 /// Sizes of buffers in bytes. The smallest holds a request or an interactive message.
 pub(crate) const SIZES: [usize; 3] = [4 * 1024, 16 * 1024, LONGEST_PIECE];
@@ -56,7 +62,7 @@ mod tests {
             growth.read(size(growth), size(growth));
             sizes.push(size(growth));
         }
-        assert_eq!(sizes, [4096, 16384, 65527, 65527, 65527]);
+        assert_eq!(sizes, [4096, 16384, 62464, 62464, 62464]);
     }
 
     #[test]
@@ -65,10 +71,10 @@ mod tests {
             class: 2,
             used: false,
         };
-        growth.read(40_000, 65_527);
-        growth.read(10, 65_527);
+        growth.read(40_000, 62_464);
+        growth.read(10, 62_464);
         growth.rest();
-        assert_eq!(size(growth), 65_527, "one read used it");
+        assert_eq!(size(growth), 62_464, "one read used it");
         for wanted in [16_384, 4096, 4096] {
             growth.read(64, size(growth));
             growth.rest();

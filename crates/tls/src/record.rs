@@ -13,6 +13,13 @@ use crate::error::TlsError;
 pub(crate) const HEADER: usize = 5;
 /// RFC 8446 5.1: most plaintext in one record.
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
+/// Most plaintext in a record of ours. Four such records are [`WORTH_WRITING`], and hold the longest piece that a relay gives (61 KiB)
+/// with the head of its frame: so frame, records, write and packet begin and end together.
+const PLAINTEXT: usize = 15_619;
+/// Sealed bytes that are worth a write before the flush, and the most in one write: four records. The kernel makes one packet of
+/// them, which is cut for the wire late. With some hundred bytes more it would be two, for common sizes of segments: the relay's
+/// `LONGEST_PIECE` has the reckoning.
+pub(crate) const WORTH_WRITING: usize = 4 * (HEADER + PLAINTEXT + 1 + TAG);
 /// RFC 8446 5.2: most bytes of one protected record after its header.
 const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
 /// RFC 8446 5.5 allows 2^24.5 full records under one AES-GCM key: new keys well before.
@@ -199,7 +206,7 @@ impl Outgoing {
         let mut rest = data;
         while !rest.is_empty() && !self.is_full() {
             let start = self.begin();
-            let room = (start + HEADER + MAX_PLAINTEXT).saturating_sub(self.bytes.len());
+            let room = (start + HEADER + PLAINTEXT).saturating_sub(self.bytes.len());
             let (piece, tail) = rest.split_at_checked(room).unwrap_or((rest, &[]));
             self.bytes.extend_from_slice(piece);
             rest = tail;

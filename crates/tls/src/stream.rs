@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::error::TlsError;
 use crate::negotiate::{ClientKeys, ServerKeys};
-use crate::record::{Content, Ingoing, Next, Outgoing, Protection, Refusal};
+use crate::record::{Content, Ingoing, Next, Outgoing, Protection, Refusal, WORTH_WRITING};
 
 /// A TLS connection after its handshake, either end.
 ///
@@ -65,9 +65,6 @@ const BYTES_FOR_CHANGE: u64 = 1024 * 1024;
 /// Longest message after the handshake: a ticket, with room.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Sealed bytes that are worth a write before the flush.
-const WORTH_WRITING: usize = 64 * 1024;
-
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
@@ -96,6 +93,25 @@ impl<T> TlsStream<T> {
             closed: false,
             failed: None,
         })
+    }
+
+    /// Goes on over another connection below.
+    #[cfg(test)]
+    pub(crate) fn over<U>(self, transport: U) -> TlsStream<U> {
+        TlsStream {
+            transport,
+            outgoing: self.outgoing,
+            ingoing: self.ingoing,
+            keys: self.keys,
+            messages: self.messages,
+            dataless: self.dataless,
+            heard: self.heard,
+            changes: self.changes,
+            asked: self.asked,
+            peer_closed: self.peer_closed,
+            closed: self.closed,
+            failed: self.failed,
+        }
     }
 
     /// The connection below.
@@ -226,10 +242,11 @@ impl Keys {
 }
 
 impl<T: AsyncWrite + Unpin> TlsStream<T> {
-    /// Writes what is sealed.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outgoing.sealed().is_empty() {
+    /// Writes what is sealed, until less than `worth` bytes are left.
+    fn poll_send(&mut self, cx: &mut Context<'_>, worth: usize) -> Poll<io::Result<()>> {
+        while self.outgoing.sealed().len() >= worth {
             let sealed = self.outgoing.sealed();
+            let sealed = sealed.get(..WORTH_WRITING).unwrap_or(sealed);
             let sent = ready!(Pin::new(&mut self.transport).poll_write(cx, sealed))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -244,9 +261,7 @@ impl<T: AsyncWrite + Unpin> TlsStream<T> {
         if self.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.outgoing.sealed().len() >= WORTH_WRITING
-            && let Poll::Ready(Err(error)) = self.poll_send(cx)
-        {
+        if let Poll::Ready(Err(error)) = self.poll_send(cx, WORTH_WRITING) {
             return Poll::Ready(Err(error));
         }
         if self.outgoing.is_full() {
@@ -282,7 +297,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<T> {
                 Err(refusal) => {
                     let error = this.fail(refusal);
                     // The alert may not get through; the failure stands either way.
-                    let _ = this.poll_send(cx);
+                    let _ = this.poll_send(cx, 1);
                     let read = buf.filled().len() > before;
                     return Poll::Ready(if read { Ok(()) } else { Err(error) });
                 }
@@ -336,7 +351,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.outgoing.seal().map_err(|refusal| this.fail(refusal))?;
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_send(cx, 1))?;
         Pin::new(&mut this.transport).poll_flush(cx)
     }
 
@@ -347,7 +362,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<T> {
             let said = this.outgoing.say(Content::Alert, &CLOSE_NOTIFY);
             said.map_err(|refusal| this.fail(refusal))?;
         }
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_send(cx, 1))?;
         Pin::new(&mut this.transport).poll_shutdown(cx)
     }
 }

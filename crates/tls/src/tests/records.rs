@@ -1,17 +1,19 @@
 //! Records after the handshake: against rustls' own, and against scripts.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use proptest::prelude::*;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{CART, DAY, WEB, handshake, identity, root, svid};
 use crate::csr::PrivateKey;
-use crate::record::Content;
+use crate::record::{Content, WORTH_WRITING};
 use crate::{Limits, TlsStream, accept, connect, grpc};
 
 async fn pair() -> (TlsStream<DuplexStream>, TlsStream<DuplexStream>) {
@@ -126,6 +128,68 @@ async fn data_right_behind_the_last_flight_is_not_lost() {
     server.read_to_end(&mut all).await.unwrap();
     assert!(all == vec![5; 50_000], "{}", all.len());
     client.await.unwrap();
+}
+
+/// Takes everything at once, and remembers how much each write brought.
+#[derive(Default)]
+struct Writes(Arc<Mutex<Vec<usize>>>);
+
+impl AsyncWrite for Writes {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.lock().unwrap().push(data.len());
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Writes {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+/// A frame's head and the longest piece of the relay.
+const FRAME: usize = 9 + 61 * 1024;
+/// Most of a connection's bytes that the kernel sends as one packet, by the size of its segments: 64 KiB with the packet's headers.
+const PACKETS: [usize; 4] = [65_535 - 60, 45 * 1448, 46 * 1398, 7 * 8948];
+
+#[tokio::test]
+async fn a_whole_piece_is_one_write_and_one_packet() {
+    let (client, _server) = pair().await;
+    let writes = Writes::default();
+    let seen = Arc::clone(&writes.0);
+    let mut stream = client.over(writes);
+    for frames in [1, 2, 10] {
+        seen.lock().unwrap().clear();
+        for _ in 0..frames {
+            stream.write_all(&vec![7; FRAME]).await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        let seen = seen.lock().unwrap().clone();
+        assert_eq!(seen.len(), frames, "{seen:?}");
+        let (last, full) = seen.split_last().unwrap();
+        assert!(full.iter().all(|write| *write == WORTH_WRITING), "{seen:?}");
+        assert!(
+            PACKETS
+                .iter()
+                .all(|packet| last.max(&WORTH_WRITING) <= packet)
+        );
+    }
 }
 
 #[tokio::test]
