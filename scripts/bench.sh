@@ -11,7 +11,7 @@
 #   ./scripts/bench.sh scale               one node proxy in meshes of 500, 5,000 and 50,000 workloads: time until it is
 #                                          ready, memory of a workload, cost of one change; about five minutes
 #   ./scripts/bench.sh crowd               one node proxy with 10, 100 and 1,000 pods on its node; about six minutes
-#   ./scripts/bench.sh hostile             what one hostile peer costs a quiet pod beside it; about two minutes
+#   ./scripts/bench.sh hostile             what one hostile peer costs a quiet pod beside it; about eight minutes
 #   ./scripts/bench.sh soak --minutes 20   mixed load with churn of pods and policies: are memory and descriptors flat
 #   ISTIO_ZTUNNEL=/path/to/ztunnel ./scripts/bench.sh    Istio's node proxy beside ours, under our agent and controller
 # The numbers of every round are kept in target/bench.json, and drawn in target/plots.

@@ -105,6 +105,43 @@ pub struct RoundTrip {
 ///
 /// The connection breaks.
 pub fn round_trips(client: &Pod, server: &Pod, during: Duration) -> Result<RoundTrip> {
+    times(client, server, during)?.round_trip()
+}
+
+/// How long each round trip of some connections took.
+#[derive(Debug, Default)]
+pub struct Times(Vec<Duration>);
+
+impl Times {
+    /// Adds those of another stretch of time.
+    pub fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
+    /// Median and 99th percentile of all.
+    ///
+    /// # Errors
+    ///
+    /// There are none.
+    pub fn round_trip(mut self) -> Result<RoundTrip> {
+        self.0.sort_unstable();
+        let at = |share: usize| {
+            let index = self.0.len() * share / 100;
+            self.0.get(index).copied().context("no round trip")
+        };
+        Ok(RoundTrip {
+            p50: at(50)?,
+            p99: at(99)?,
+        })
+    }
+}
+
+/// As [`round_trips`], all of them.
+///
+/// # Errors
+///
+/// The connection breaks.
+pub fn times(client: &Pod, server: &Pod, during: Duration) -> Result<Times> {
     let mut stream = connect(client, server, ECHO)?;
     let mut times = Vec::with_capacity(1 << 18);
     let start = Instant::now();
@@ -117,17 +154,7 @@ pub fn round_trips(client: &Pod, server: &Pod, during: Duration) -> Result<Round
         ping(&mut stream)?;
         times.push(sent.elapsed());
     }
-    times.sort_unstable();
-    let at = |share: usize| {
-        times
-            .get(times.len() * share / 100)
-            .copied()
-            .context("no round trip")
-    };
-    Ok(RoundTrip {
-        p50: at(50)?,
-        p99: at(99)?,
-    })
+    Ok(Times(times))
 }
 
 /// Many connections at once, each one ping after the other.

@@ -128,8 +128,8 @@ struct Hostile {
     /// Rounds; medians are shown.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Seconds of each arm of each attack in each round.
-    #[arg(long, default_value_t = 3)]
+    /// Seconds of each arm of each attack in each round, taken in turns of half a second.
+    #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Data threads of each node proxy.
     #[arg(long, default_value_t = 1)]

@@ -87,6 +87,15 @@ impl Spent {
     }
 }
 
+impl std::ops::AddAssign for Spent {
+    fn add_assign(&mut self, more: Self) {
+        self.cpu += more.cpu;
+        self.connections += more.connections;
+        self.bytes += more.bytes;
+        self.during += more.during;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     ended: AtomicBool,
@@ -216,13 +225,10 @@ fn pause_for(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// CPU time of this thread, in hundredths of a second.
+/// CPU time of this thread.
 fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let times = fields.split(' ').skip(11).take(2);
-    let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
-    Duration::from_millis(10 * ticks)
+    let used = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    used.map_or(Duration::ZERO, Duration::from)
 }
 
 async fn dial(to: SocketAddr, counts: &Counts) -> io::Result<TcpStream> {
