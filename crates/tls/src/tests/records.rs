@@ -1,9 +1,11 @@
 //! Records after the handshake: against rustls' own, and against scripts.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use proptest::prelude::*;
@@ -132,7 +134,7 @@ async fn data_right_behind_the_last_flight_is_not_lost() {
 
 /// Takes everything at once, and remembers how much each write brought.
 #[derive(Default)]
-struct Writes(Arc<Mutex<Vec<usize>>>);
+struct Writes(Rc<RefCell<Vec<usize>>>);
 
 impl AsyncWrite for Writes {
     fn poll_write(
@@ -140,7 +142,7 @@ impl AsyncWrite for Writes {
         _: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.lock().unwrap().push(data.len());
+        self.0.borrow_mut().push(data.len());
         Poll::Ready(Ok(data.len()))
     }
 
@@ -172,15 +174,15 @@ const PACKETS: [usize; 4] = [65_535 - 60, 45 * 1448, 46 * 1398, 7 * 8948];
 async fn a_whole_piece_is_one_write_and_one_packet() {
     let (client, _server) = pair().await;
     let writes = Writes::default();
-    let seen = Arc::clone(&writes.0);
+    let seen = Rc::clone(&writes.0);
     let mut stream = client.over(writes);
     for frames in [1, 2, 10] {
-        seen.lock().unwrap().clear();
+        seen.borrow_mut().clear();
         for _ in 0..frames {
             stream.write_all(&vec![7; FRAME]).await.unwrap();
         }
         stream.flush().await.unwrap();
-        let seen = seen.lock().unwrap().clone();
+        let seen = seen.borrow().clone();
         assert_eq!(seen.len(), frames, "{seen:?}");
         let (last, full) = seen.split_last().unwrap();
         assert!(full.iter().all(|write| *write == WORTH_WRITING), "{seen:?}");
