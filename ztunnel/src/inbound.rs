@@ -13,7 +13,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -41,9 +41,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::busy::Work;
+use crate::carry::{self, Beginning, Carry, Relay, unless_ended};
 use crate::dial;
 use crate::live::{Decided, Guard};
-use crate::outbound::{new_trace, said, unless_ended};
+use crate::outbound::{new_trace, said};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
@@ -193,8 +194,6 @@ fn from_elsewhere(headers: &HeaderMap, network: &str) -> bool {
 }
 
 /// Serves one stream of a tunnel.
-///
-/// No `async fn`, and what the beginning needs in a box: neither is to lie in every connection for as long as it lives.
 pub(crate) fn exchange_served(
     pod: Rc<ServedPod>,
     exchange: Exchange,
@@ -203,16 +202,7 @@ pub(crate) fn exchange_served(
     let work = pod.busy.begin();
     let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, ends.peer);
     record.destination_address = Some(ends.local);
-    let beginning = Box::pin(begun(pod, exchange, ends, Box::new(record)));
-    async move {
-        let _work = work;
-        let (record, begun) = beginning.await;
-        let outcome = match begun {
-            Ok(begun) => begun.carry(&record).await,
-            Err(outcome) => outcome,
-        };
-        record.finish(&outcome);
-    }
+    carry::serve(work, begun(pod, exchange, ends, Box::new(record)))
 }
 
 /// The steps up to the answer, in order.
@@ -221,7 +211,7 @@ async fn begun(
     mut exchange: Exchange,
     ends: Ends,
     mut record: Box<Record>,
-) -> (Box<Record>, Result<Begun, Outcome>) {
+) -> Beginning<Begun> {
     let asked = Asked::of(&exchange, &pod.worker.shared.settings.network);
     record.authority = Some(asked.authority.clone());
     record.source.identity = Some(asked.peer.clone());
@@ -256,9 +246,8 @@ struct Begun {
     application: TcpStream,
 }
 
-impl Begun {
-    /// Relays until it ends by itself or may not go on.
-    fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
+impl Carry for Begun {
+    fn carry(self, record: &Record) -> Relay<'_> {
         let relayed = relay(self.stream.split(), tcp::split(self.application), record);
         let outcome = |closed: Closed| Outcome::of(&closed, Direction::Inbound);
         Box::pin(unless_ended(self.guard, relayed.map(outcome)))

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod busy;
+mod carry;
 pub mod config;
 pub mod credential;
 pub mod demand;

@@ -9,7 +9,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +34,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::busy::Work;
+use crate::carry::{self, Beginning, Carry, Relay, unless_ended};
 use crate::dial;
 use crate::live::{Carried, Decided, Guard};
 use crate::neighbour::{self, Arrived, Call};
@@ -49,8 +49,6 @@ const ATTEMPTS: u32 = 3;
 const BUDGET: Duration = Duration::from_secs(10);
 
 /// Carries one connection from accept to close.
-///
-/// No `async fn`, and what the beginning needs in a box: neither is to lie in every connection for as long as it lives.
 pub fn serve(
     pod: Rc<ServedPod>,
     client: TcpStream,
@@ -58,24 +56,11 @@ pub fn serve(
     work: Work,
 ) -> impl Future<Output = ()> {
     let record = Record::new(&pod.worker.telemetry, Direction::Outbound, canonical(peer));
-    let beginning = Box::pin(begun(pod, client, Box::new(record)));
-    async move {
-        let _work = work;
-        let (record, begun) = beginning.await;
-        let outcome = match begun {
-            Ok(begun) => begun.carry(&record).await,
-            Err(outcome) => outcome,
-        };
-        record.finish(&outcome);
-    }
+    carry::serve(work, begun(pod, client, Box::new(record)))
 }
 
 /// The beginning, given up when the client is.
-async fn begun(
-    pod: Rc<ServedPod>,
-    client: TcpStream,
-    mut record: Box<Record>,
-) -> (Box<Record>, Result<Begun, Outcome>) {
+async fn begun(pod: Rc<ServedPod>, client: TcpStream, mut record: Box<Record>) -> Beginning<Begun> {
     let opened = tokio::select! {
         biased;
         opened = begin(&pod, &client, &mut record) => opened,
@@ -403,10 +388,8 @@ struct Begun {
     onward: Onward,
 }
 
-impl Begun {
-    /// Relays until it ends by itself or may not go on. In a box: a connection then takes what its way needs, not what the largest
-    /// would.
-    fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
+impl Carry for Begun {
+    fn carry(self, record: &Record) -> Relay<'_> {
         let client = tcp::split(self.client);
         let outcome = |closed: Closed| Outcome::of(&closed, Direction::Outbound);
         let guard = self.guard;
@@ -428,31 +411,13 @@ impl Begun {
     }
 }
 
-/// The outcome of a relay, unless the connection may not go on before it ends.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "an `async fn` has room for its arguments twice"
-)]
-pub(crate) fn unless_ended(
-    guard: Guard,
-    relayed: impl Future<Output = Outcome>,
-) -> impl Future<Output = Outcome> {
-    async move {
-        tokio::select! {
-            biased;
-            refusal = guard.ended() => refusal.into(),
-            outcome = relayed => outcome,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use tokio::time::Instant;
 
-    use super::{BUDGET, Record, share};
+    use super::{BUDGET, share};
 
     #[tokio::test(start_paused = true)]
     async fn attempts_share_one_budget() {
@@ -463,23 +428,5 @@ mod tests {
         assert_eq!(share(end, 0), Duration::from_secs(6));
         tokio::time::advance(Duration::from_secs(7)).await;
         assert_eq!(share(end, 0), Duration::ZERO);
-    }
-
-    /// Most connections idle most of the time. This is what one holds besides its relay and its record.
-    const MOST: usize = 320;
-
-    fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    #[test]
-    fn what_an_open_connection_holds_is_small() {
-        assert!(size(super::serve) <= MOST);
-        assert!(size(crate::passthrough::serve) <= MOST);
-        assert!(
-            size(|pod, exchange, ends, ()| crate::inbound::exchange_served(pod, exchange, ends))
-                <= MOST
-        );
-        assert!(size_of::<Record>() <= MOST);
     }
 }

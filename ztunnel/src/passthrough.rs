@@ -9,7 +9,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,16 +23,15 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 
 use crate::busy::Work;
+use crate::carry::{self, Beginning, Carry, Relay, unless_ended};
 use crate::dial;
 use crate::inbound::{service, unresolved};
 use crate::live::{Decided, Guard};
-use crate::outbound::{new_trace, refuse, unless_ended};
+use crate::outbound::{new_trace, refuse};
 use crate::pod::ServedPod;
 use crate::record::{Outcome, Record};
 
 /// Carries one connection from accept to close.
-///
-/// No `async fn`, and what the beginning needs in a box: neither is to lie in every connection for as long as it lives.
 pub fn serve(
     pod: Rc<ServedPod>,
     client: TcpStream,
@@ -41,24 +39,11 @@ pub fn serve(
     work: Work,
 ) -> impl Future<Output = ()> {
     let record = Record::new(&pod.worker.telemetry, Direction::Inbound, canonical(peer));
-    let beginning = Box::pin(begun(pod, client, Box::new(record)));
-    async move {
-        let _work = work;
-        let (record, begun) = beginning.await;
-        let outcome = match begun {
-            Ok(begun) => begun.carry(&record).await,
-            Err(outcome) => outcome,
-        };
-        record.finish(&outcome);
-    }
+    carry::serve(work, begun(pod, client, Box::new(record)))
 }
 
 /// The beginning, with the end of what it refuses.
-async fn begun(
-    pod: Rc<ServedPod>,
-    client: TcpStream,
-    mut record: Box<Record>,
-) -> (Box<Record>, Result<Begun, Outcome>) {
+async fn begun(pod: Rc<ServedPod>, client: TcpStream, mut record: Box<Record>) -> Beginning<Begun> {
     let begun = match begin(&pod, &client, &mut record).await {
         Ok((guard, application)) => Ok(Begun {
             client,
@@ -82,9 +67,8 @@ struct Begun {
     application: TcpStream,
 }
 
-impl Begun {
-    /// Relays until it ends by itself or may not go on.
-    fn carry(self, record: &Record) -> Pin<Box<dyn Future<Output = Outcome> + '_>> {
+impl Carry for Begun {
+    fn carry(self, record: &Record) -> Relay<'_> {
         let ends = (tcp::split(self.client), tcp::split(self.application));
         let outcome = |closed: Closed| Outcome::of(&closed, Direction::Inbound);
         let relayed = tcp::relay(ends.0, ends.1, self.bulk, record).map(outcome);

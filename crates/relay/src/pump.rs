@@ -27,35 +27,21 @@ const CHUNKS_PER_TURN: usize = 16;
 /// is delivered if it is whole, and the other connection is reset.
 ///
 /// Cancelling (dropping) resets both connections.
-pub fn relay<CR, CW, SR, SW>(
-    client: (CR, CW),
-    server: (SR, SW),
+pub fn relay(
+    client: (impl Source, impl Sink),
+    server: (impl Source, impl Sink),
     meter: &impl Meter,
-) -> impl Future<Output = Closed>
-where
-    CR: Source,
-    CW: Sink,
-    SR: Source,
-    SW: Sink,
-{
+) -> impl Future<Output = Closed> {
     carry(client, server, (Never, Never), meter)
 }
 
 /// [`relay`] with a bypass for each direction: from the client, and from the server.
-pub(crate) fn carry<CR, CW, SR, SW, F, B>(
+pub(crate) fn carry<CR: Source, CW: Sink, SR: Source, SW: Sink>(
     client: (CR, CW),
     server: (SR, SW),
-    (forward, backward): (F, B),
+    (forward, backward): (impl Bypass<CR, SW>, impl Bypass<SR, CW>),
     meter: &impl Meter,
-) -> impl Future<Output = Closed>
-where
-    CR: Source,
-    CW: Sink,
-    SR: Source,
-    SW: Sink,
-    F: Bypass<CR, SW>,
-    B: Bypass<SR, CW>,
-{
+) -> impl Future<Output = Closed> {
     // No `async fn`: its future would have room for the halves twice, as arguments and as what is made of them, and most
     // connections idle most of the time.
     let (client_source, client_sink) = client;
