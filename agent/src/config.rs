@@ -112,9 +112,12 @@ pub struct Run {
     #[arg(long, env = "AMBIENT_PROBE_EXEMPTION", default_value_t = false, action = clap::ArgAction::Set)]
     pub probe_exemption: bool,
     /// How long others may take to hear that a pod is leaving
+    // Nobody can tell that the last of them has: they are told by a control plane that does not know us. A push takes a fraction of a
+    // second; three cover one that is batched, or a proxy that just connects anew. The pod is in the mesh meanwhile, and works.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "3s")]
     pub settle: Duration,
-    /// How long connections have to end when their pod leaves
+    /// How long redirected connections have to end when their pod leaves
+    // New ones are not redirected any more, so this is not felt. It ends as soon as they have.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
     pub drain: Duration,
     /// Log levels, for example info or warn,ambit_agent=debug

@@ -6,7 +6,7 @@
 //! # Theory of operation
 //! [`reconcile`] turns manifests into one [`pod`] task each. [`enrol`] decides who is in; [`pod::plan`] says in which order things
 //! happen; [`namespace`] proves whose a network namespace is; [`rules`] says what is redirected, [`nftables`] and [`redirect`] put it in force;
-//! [`drift`] hears when somebody changes it; [`session`] speaks ZDS with the node proxy; [`report`] tells people.
+//! [`drift`] hears when somebody changes it; [`sockets`] sees when what was redirected has ended; [`session`] speaks ZDS with the node proxy; [`report`] tells people.
 //!
 //! # Failure modes
 //! The agent can be killed at any moment: rules and proxies work without it, and the next one finds out from the kernel
@@ -26,3 +26,4 @@ pub mod report;
 mod route;
 pub mod rules;
 pub mod session;
+pub mod sockets;

@@ -23,6 +23,7 @@ use ambit_net::netns::NetnsId;
 use ambit_objects::status::{PodStatus, REDIRECTION, Writer};
 use ambit_runtime::backoff::Backoff;
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::drift::Drift;
 use crate::namespace::{Claims, NamespaceError, PodNetns};
@@ -30,6 +31,7 @@ use crate::nftables::{Owner, State};
 use crate::redirect::{self, Mode};
 use crate::report::{Phase, Reports};
 use crate::session::{Hub, NotServed};
+use crate::sockets;
 use plan::{Announced, Facts, InForce, Order, Step, Want};
 pub use wish::{NETNS_ANNOTATION, Settings, Wish};
 
@@ -38,6 +40,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// The first and the longest wait after a failed step.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Between the first two glances at a leaving pod's sockets, and twice as long each time: a glance goes through all sockets of the
+/// machine, and all pods of a namespace may leave at once.
+const FIRST_GLANCE: Duration = Duration::from_millis(50);
 
 /// What all pods share.
 #[derive(Debug)]
@@ -48,7 +53,7 @@ pub struct Shared {
     pub source: PathBuf,
     /// How long others may take to hear that a pod is no longer announced.
     pub settle: Duration,
-    /// How long redirected connections have to end when a pod leaves.
+    /// How long redirected connections have to end, at the most, when a pod leaves.
     pub drain: Duration,
     /// Who holds which namespace.
     pub claims: Arc<Claims>,
@@ -218,8 +223,14 @@ impl Pod {
                     .remove(&self.wish.name)
                     .map_err(StepError::Status)?;
             }
-            Step::Settle => return Ok(self.unless_wanted(self.shared.settle).await),
-            Step::WaitForEnd => return Ok(self.unless_wanted(self.shared.drain).await),
+            Step::Settle => {
+                let settled = sleep(self.shared.settle);
+                return Ok(self.unless_wanted(settled).await);
+            }
+            Step::WaitForEnd => {
+                let ended = connections_ended(self.netns.clone(), self.shared.drain);
+                return Ok(self.unless_wanted(ended).await);
+            }
             Step::Release => self.shared.hub.release(&self.wish.uid).await,
             Step::Remove => self.remove().await?,
         }
@@ -260,7 +271,7 @@ impl Pod {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = sleep(wait) => {}
             _changed = self.wishes.changed() => {}
         }
     }
@@ -364,7 +375,7 @@ impl Pod {
                 self.heed();
             }
             () = heard => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = sleep(LOOK_AGAIN) => {}
         }
         if self.wish.want == Want::In {
             self.check_namespace().await;
@@ -432,11 +443,11 @@ impl Pod {
         }
     }
 
-    /// Waits, unless the pod is wanted in again meanwhile; false then.
-    async fn unless_wanted(&mut self, time: Duration) -> bool {
+    /// Waits, unless something else is wanted meanwhile; false then.
+    async fn unless_wanted(&mut self, waited: impl Future<Output = ()>) -> bool {
         let want = self.wish.want;
         tokio::select! {
-            () = tokio::time::sleep(time) => true,
+            () = waited => true,
             () = changed_from(&mut self.wishes, want) => false,
         }
     }
@@ -448,6 +459,25 @@ async fn changed_from(wishes: &mut watch::Receiver<Wish>, want: Want) {
     if wishes.wait_for(|wish| wish.want != want).await.is_err() {
         std::future::pending().await
     }
+}
+
+/// Returns when no connection of the pod is redirected any more, `most` from now at the latest.
+async fn connections_ended(netns: Option<Arc<PodNetns>>, most: Duration) {
+    let end = Instant::now() + most;
+    let mut pause = FIRST_GLANCE;
+    while let Some(netns) = &netns {
+        match inside(netns, |netns| sockets::redirected(netns.netns())).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "the pod's sockets cannot be seen"),
+        }
+        if Instant::now() + pause >= end {
+            break;
+        }
+        sleep(pause).await;
+        pause *= 2;
+    }
+    sleep_until(end).await;
 }
 
 const fn phase(step: Step) -> Phase {

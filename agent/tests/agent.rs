@@ -13,8 +13,11 @@ mod node;
 #[path = "pair/pair.rs"]
 mod pair;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use node::{Node, eventually};
 use pair::{Pair, Reply};
@@ -91,6 +94,51 @@ fn a_running_pod_goes_in_and_out_without_a_failed_connection_or_one_past_the_pro
     for thread in load {
         assert!(thread.join().unwrap() > 20, "there was load");
     }
+}
+
+#[test]
+fn a_pod_is_out_as_soon_as_its_last_redirected_connection_has_ended() {
+    let (pair, mut node) = running("last");
+    // Longer than anything here is waited for.
+    node.drain = "10m";
+    node.start_agent();
+    node.start_proxy();
+    let (pod, client) = pair.addresses()[0];
+    let into = |node: &Node| {
+        node.label(&pair, Some("ambient"));
+        eventually("announced", || node.status().contains("enabled"));
+    };
+    let redirected = || !pair.in_pod("nft list ruleset").is_empty();
+    into(&node);
+    // With nothing open, nothing is waited for.
+    node.label(&pair, None);
+    eventually("removed", || !redirected());
+    into(&node);
+    let mut inward = pair.open_from_client((pod, APP).into());
+    let mut outward = pair.open_from_pod((client, APP).into());
+    assert_eq!(echo(&mut inward), "inbound");
+    assert_eq!(echo(&mut outward), "outbound");
+    node.label(&pair, None);
+    eventually("new ones are not redirected", || {
+        inbound(&pair) == Reply::From("application") && outbound(&pair) == Reply::From("peer")
+    });
+    for mut open in [inward, outward] {
+        // Several glances of the agent's.
+        let end = Instant::now() + Duration::from_millis(600);
+        while Instant::now() < end {
+            let name = echo(&mut open);
+            assert!(name == "inbound" || name == "outbound", "{name}");
+            assert!(redirected(), "the rules stay while a connection needs them");
+        }
+    }
+    eventually("removed", || !redirected());
+}
+
+fn echo(stream: &mut TcpStream) -> String {
+    stream.write_all(b"?").unwrap();
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
 }
 
 #[test]

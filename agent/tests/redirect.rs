@@ -3,7 +3,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test program: it stops at what it does not expect"
+    clippy::disallowed_methods,
+    reason = "a test program: it stops at what it does not expect, and waits as a person would"
 )]
 
 #[expect(dead_code, reason = "each test program uses a part of it")]
@@ -13,12 +14,14 @@ mod pair;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ambit_agent::nftables::{Owner, State};
 use ambit_agent::redirect::{self, Mode};
 use ambit_agent::rules::{
     HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, Options, PROBE_V4, PROXY_MARK, TAG_MARK,
 };
+use ambit_agent::sockets;
 use pair::{Pair, Reply};
 
 const APP: u16 = 8080;
@@ -257,6 +260,41 @@ fn redirected_connections_live_on_while_draining_and_new_ones_are_not_redirected
     assert_eq!(echo(&mut outbound), "outbound");
     assert_eq!(pair.ask_from_client((pod, APP)), Reply::From("application"));
     assert_eq!(pair.ask_from_pod((client, APP)), Reply::From("peer"));
+}
+
+#[test]
+fn sockets_of_redirected_connections_are_seen_until_they_end() {
+    let pair = enrolled("seen", &Options::default());
+    let seen = |expected: usize, what: &str| {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let found = sockets::redirected(&pair.pod).unwrap();
+            if found == expected {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {found}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    seen(0, "none at first");
+    for (pod, client) in pair.addresses() {
+        let mut tunnel = pair.open_from_client(SocketAddr::new(pod, HBONE_PORT));
+        assert_eq!(echo(&mut tunnel), "hbone");
+        seen(0, "a tunnel needs no rules");
+        let mut inward = pair.open_from_client(SocketAddr::new(pod, APP));
+        assert_eq!(echo(&mut inward), "inbound");
+        seen(1, "one came in");
+        let mut outward = pair.open_from_pod(SocketAddr::new(client, APP));
+        assert_eq!(echo(&mut outward), "outbound");
+        seen(2, "one went out");
+        drop((inward, outward));
+        seen(0, "they ended");
+        let mut own = pair.open_marked(SocketAddr::new(client, APP), PROXY_MARK);
+        assert_eq!(echo(&mut own), "peer");
+        seen(1, "the proxy's own to an application");
+        drop(own);
+        seen(0, "it ended too");
+    }
 }
 
 #[test]

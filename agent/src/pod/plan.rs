@@ -10,7 +10,7 @@
 //!
 //! # Out
 //! The reverse, and slowly: the announcement is withdrawn, and only when the other proxies have had time to hear of it does redirection
-//! end; then connections that were redirected have time to end; then the proxy drops the pod; then the rest of the rules goes. New
+//! end; then connections that were redirected have time to end, as long as there are any; then the proxy drops the pod; then the rest of the rules goes. New
 //! connections reach the application at every moment: over HBONE, through the plaintext port, or directly.
 //!
 //! A pod that is gone needs none of this patience.
@@ -101,7 +101,7 @@ pub enum Step {
     Settle,
     /// Redirect no new connections.
     Drain,
-    /// Give redirected connections the time to end.
+    /// Wait until no connection is redirected any more, or their time is over.
     WaitForEnd,
     /// Have the proxies drop the pod.
     Release,

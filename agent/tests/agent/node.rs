@@ -32,6 +32,8 @@ pub(crate) struct Node {
     admin: u16,
     agent: Option<Child>,
     pod_path: String,
+    /// How long the agent gives redirected connections to end.
+    pub(crate) drain: &'static str,
 }
 
 impl Node {
@@ -43,6 +45,7 @@ impl Node {
             admin: probe.local_addr().unwrap().port(),
             agent: None,
             pod_path: pair.pod_path(),
+            drain: "200ms",
         };
         fs::create_dir(node.manifests()).unwrap();
         node.write_pod(pair, &node.pod_path, &["10.99.0.1", "fd99::1"]);
@@ -114,7 +117,7 @@ impl Node {
                 "--settle",
                 "200ms",
                 "--drain",
-                "200ms",
+                self.drain,
             ])
             .args(["--admin", &format!("127.0.0.1:{}", self.admin)])
             .arg("--manifests")

@@ -150,6 +150,12 @@ impl Pair {
         open(socket(&self.pod, to.ip()), to).unwrap()
     }
 
+    pub(crate) fn open_marked(&self, to: SocketAddr, mark: u32) -> TcpStream {
+        let socket = socket(&self.pod, to.ip());
+        socket.set_mark(mark).unwrap();
+        open(socket, to).unwrap()
+    }
+
     pub(crate) fn open_from_client_port(&self, to: SocketAddr, port: u16) -> TcpStream {
         open(self.socket_at_port(to, port), to).unwrap()
     }

@@ -32,6 +32,8 @@ pub enum Family {
     Route,
     /// Packet filter and connection tracking (`NETLINK_NETFILTER`).
     Netfilter,
+    /// Which sockets there are (`NETLINK_SOCK_DIAG`).
+    Sockets,
 }
 
 impl Family {
@@ -39,6 +41,7 @@ impl Family {
         match self {
             Self::Route => netlink_sys::protocols::NETLINK_ROUTE,
             Self::Netfilter => netlink_sys::protocols::NETLINK_NETFILTER,
+            Self::Sockets => netlink_sys::protocols::NETLINK_SOCK_DIAG,
         }
     }
 }
