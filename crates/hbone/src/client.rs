@@ -2,28 +2,24 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io::ErrorKind;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use ambit_tls::Peer;
-use h2::client::{Connection, ResponseFuture, SendRequest};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use crate::backlog::{Backlog, Piece};
+use crate::drive::Drive;
+use crate::engine::{Engine, Limits};
 use crate::error::{OpenError, TunnelError};
 use crate::expiry;
-use crate::inbox::Inboxes;
-use crate::keepalive::Keepalive;
+use crate::link::Link;
 use crate::request::Request;
-use crate::settings::{
-    MAX_ERROR_RESETS, MAX_RESET_BEFORE_ACCEPT, POOL_STREAMS, SMALL_FRAME_ALLOWANCE, Settings,
-};
-use crate::stream::{Lease, Outgoing, Stream};
-use crate::turn::Turn;
+use crate::settings::{POOL_STREAMS, Settings};
+use crate::stream::{Lease, Stream};
 
 /// Starts HTTP/2 on a connection whose other end was verified.
 ///
@@ -31,7 +27,7 @@ use crate::turn::Turn;
 /// thread, and nothing moves without it.
 ///
 /// # Errors
-/// [`TunnelError`] if the connection broke.
+/// None: whatever is wrong with the connection shows at the driver.
 pub async fn handshake<T>(
     io: T,
     peer: Peer,
@@ -40,79 +36,47 @@ pub async fn handshake<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io, 0, settings);
-    let handle = turn.handle();
-    let (send, mut connection) = engine(settings)
-        .handshake::<_, Piece>(turn)
-        .await
-        .map_err(TunnelError::from_engine)?;
-    let inboxes = Inboxes::new();
+    let engine = Engine::client(Limits::new(settings, POOL_STREAMS));
     let shared = Rc::new(Shared {
-        inboxes,
-        backlog: Rc::default(),
+        link: Link::new(engine),
         expires: expiry::of(&peer),
         peer,
         settings: settings.clone(),
         streams: Cell::new(0),
-        state: RefCell::new(State {
-            ended: None,
-            abort: None,
-            probe: false,
-            driver: None,
-        }),
+        handles: Cell::new(0),
+        state: RefCell::default(),
     });
-    let keepalive = Keepalive::new(connection.ping_pong(), settings);
     let driver = Driver {
-        connection: Some(connection),
-        turn: handle,
-        keepalive,
+        drive: Some(Drive::new(io, Rc::clone(&shared.link), settings)),
         shared: Rc::clone(&shared),
     };
-    Ok((Tunnel { send, shared }, driver))
-}
-
-fn engine(settings: &Settings) -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window(POOL_STREAMS))
-        .max_frame_size(settings.max_frame)
-        .max_header_list_size(settings.max_header_list)
-        .max_send_buffer_size(settings.send_buffer)
-        // What the peer allows is not known before its SETTINGS; the pool never asks for more.
-        .initial_max_send_streams(POOL_STREAMS as usize)
-        .max_pending_accept_reset_streams(MAX_RESET_BEFORE_ACCEPT)
-        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
-        .data_frame_budget(SMALL_FRAME_ALLOWANCE)
-        .enable_push(false);
-    builder
+    Ok((Tunnel::new(&shared), driver))
 }
 
 struct Shared {
-    inboxes: Rc<Inboxes>,
-    backlog: Rc<Backlog>,
+    link: Rc<Link>,
     peer: Peer,
     /// When its certificate does.
     expires: Instant,
     settings: Settings,
     streams: Cell<u32>,
+    /// Handles on the tunnel.
+    handles: Cell<u32>,
     state: RefCell<State>,
 }
 
+#[derive(Default)]
 struct State {
     ended: Option<TunnelError>,
     abort: Option<&'static str>,
     /// The peer is to be asked for a sign of life.
     probe: bool,
-    driver: Option<Waker>,
 }
 
 /// A handle on a connection that streams can be opened on. Cheap to clone.
 ///
 /// The connection ends, in order, when the last handle and the last stream are dropped.
-#[derive(Clone)]
 pub struct Tunnel {
-    send: SendRequest<Piece>,
     shared: Rc<Shared>,
 }
 
@@ -126,6 +90,13 @@ pub struct Opened {
 }
 
 impl Tunnel {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.handles.set(shared.handles.get() + 1);
+        Self {
+            shared: Rc::clone(shared),
+        }
+    }
+
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {
@@ -147,8 +118,7 @@ impl Tunnel {
         if over || Instant::now() >= self.shared.expires {
             return false;
         }
-        let mut cx = Context::from_waker(Waker::noop());
-        !matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+        self.shared.link.look(Engine::takes_streams)
     }
 
     /// Why the connection ended, if it did.
@@ -159,29 +129,21 @@ impl Tunnel {
 
     /// Ends the connection at once, with every stream on it.
     pub fn abort(&self, reason: &'static str) {
-        let mut state = self.shared.state.borrow_mut();
-        state.abort.get_or_insert(reason);
-        if let Some(driver) = state.driver.take() {
-            drop(state);
-            driver.wake();
-        }
+        self.shared.state.borrow_mut().abort.get_or_insert(reason);
+        self.shared.link.wake_driver();
     }
 
     /// Asks the peer for a sign of life now. Without one the connection ends within seconds, rather
     /// than after some quiet intervals. For a peer of which is said that it is gone.
     pub fn probe(&self) {
-        let mut state = self.shared.state.borrow_mut();
-        state.probe = true;
-        if let Some(driver) = state.driver.take() {
-            drop(state);
-            driver.wake();
-        }
+        self.shared.state.borrow_mut().probe = true;
+        self.shared.link.wake_driver();
     }
 
     /// Streams that the peer lets us have at once; a guess until its SETTINGS are here.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        u32::try_from(self.send.current_max_send_streams()).unwrap_or(u32::MAX)
+        self.shared.link.look(Engine::capacity)
     }
 
     /// Takes a place on the tunnel for one stream.
@@ -210,38 +172,37 @@ impl Tunnel {
     }
 
     async fn negotiate(&self, request: Request, lease: Rc<Lived>) -> Result<Opened, OpenError> {
-        let head = head(request)?;
-        let mut send = self
-            .send
-            .clone()
-            .ready()
-            .await
-            .map_err(OpenError::from_engine)?;
-        let (response, outgoing) = send
-            .send_request(head, false)
-            .map_err(OpenError::from_engine)?;
-        drop(send); // the stream keeps the connection; this handle would keep it too long
-        let (parts, incoming) = answer(response).await?;
-        if !parts.status.is_success() {
+        let link = &self.shared.link;
+        let authority = request.authority.to_string();
+        let opening = poll_fn(|cx| link.poll_open(cx, &authority, &request.headers));
+        let Some((reader, writer)) = opening.await else {
+            return Err(self.closed());
+        };
+        let answer = poll_fn(|cx| reader.poll_answer(cx)).await;
+        let answer = answer.map_err(OpenError::from_failure)?;
+        let status = answer.status.unwrap_or(StatusCode::BAD_GATEWAY);
+        if !status.is_success() {
             return Err(OpenError::Refused {
-                status: parts.status,
-                headers: parts.headers,
+                status,
+                headers: answer.headers,
             });
         }
-        let outgoing = Outgoing {
-            send: outgoing,
-            left: self.shared.backlog.stream(),
-            piece: self.shared.settings.send_piece,
-        };
-        Stream::new(outgoing, incoming, &self.shared.inboxes, lease)
-            .map(|stream| Opened {
-                stream,
-                headers: parts.headers,
-            })
-            .ok_or(OpenError::Invalid("too many streams"))
+        Ok(Opened {
+            stream: Stream::new(reader, writer, Some(lease)),
+            headers: answer.headers,
+        })
     }
 
-    /// The engine says only that the connection is gone; the driver knows why.
+    /// Why no stream can be opened any more.
+    fn closed(&self) -> OpenError {
+        if self.shared.link.look(Engine::is_over) {
+            OpenError::Tunnel(TunnelError::Closed("gone"))
+        } else {
+            OpenError::NotAccepted
+        }
+    }
+
+    /// A stream knows only that the connection is gone; the driver knows why.
     fn explain(&self, error: OpenError) -> OpenError {
         match (error, self.ended()) {
             (OpenError::Tunnel(_), Some(ended)) => OpenError::Tunnel(ended),
@@ -250,21 +211,20 @@ impl Tunnel {
     }
 }
 
-async fn answer(
-    response: ResponseFuture,
-) -> Result<(http::response::Parts, h2::RecvStream), OpenError> {
-    let response = response.await.map_err(OpenError::from_engine)?;
-    Ok(response.into_parts())
+impl Clone for Tunnel {
+    fn clone(&self) -> Self {
+        Self::new(&self.shared)
+    }
 }
 
-fn head(request: Request) -> Result<http::Request<()>, OpenError> {
-    let mut head = http::Request::builder()
-        .method(Method::CONNECT)
-        .uri(request.authority.to_string())
-        .body(())
-        .map_err(|_| OpenError::Invalid("authority"))?;
-    *head.headers_mut() = request.headers;
-    Ok(head)
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let left = self.shared.handles.get() - 1;
+        self.shared.handles.set(left);
+        if left == 0 {
+            self.shared.link.wake_driver();
+        }
+    }
 }
 
 impl fmt::Debug for Tunnel {
@@ -332,36 +292,35 @@ impl Drop for Lived {
 /// Moves the tunnel's bytes. Ends when the connection does, with the reason if it was not orderly.
 #[must_use = "a tunnel does nothing unless its driver is polled"]
 pub struct Driver<T> {
-    connection: Option<Connection<Turn<T>, Piece>>,
-    turn: Turn<T>,
-    keepalive: Keepalive,
+    drive: Option<Drive<T>>,
     shared: Rc<Shared>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        let Some(connection) = &mut self.connection else {
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        let Some(drive) = &mut self.drive else {
             return Poll::Ready(Ok(()));
         };
-        if let Some(reason) = self.shared.register(cx) {
+        let (abort, probe) = {
+            let mut state = self.shared.state.borrow_mut();
+            (state.abort, std::mem::take(&mut state.probe))
+        };
+        if let Some(reason) = abort {
             return Poll::Ready(Err(TunnelError::Closed(reason)));
         }
-        if std::mem::take(&mut self.shared.state.borrow_mut().probe) {
-            self.keepalive.probe(cx, self.turn.received());
+        if probe {
+            drive.probe();
         }
-        self.turn.begin();
-        self.shared.inboxes.begin(cx);
-        let engine = Pin::new(connection).poll(cx);
-        self.shared.inboxes.end();
-        if let Err(error) = self.turn.end(cx) {
-            return Poll::Ready(Err(TunnelError::from_io(&error)));
+        let mut turned = drive.poll_turn(cx);
+        if turned.is_pending() && self.shared.is_done() {
+            drive.finish();
+            turned = drive.poll_turn(cx);
         }
-        if let Poll::Ready(result) = engine {
-            return Poll::Ready(result.map_err(TunnelError::from_engine));
+        if let Some(error) = drive.failure() {
+            let mut state = self.shared.state.borrow_mut();
+            state.ended.get_or_insert_with(|| error.clone());
         }
-        self.keepalive
-            .poll_dead(cx, self.turn.received())
-            .map(|()| Err(TunnelError::Silent))
+        turned
     }
 }
 
@@ -369,34 +328,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
     type Output = Result<(), TunnelError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let result = std::task::ready!(self.turn(cx));
-        Poll::Ready(self.finish(result))
+        let result = std::task::ready!(self.poll_turn(cx));
+        self.finish(&result);
+        Poll::Ready(result)
     }
 }
 
 impl<T> Driver<T> {
-    fn finish(&mut self, result: Result<(), TunnelError>) -> Result<(), TunnelError> {
-        drop(self.connection.take()); // tells the engine's streams that nothing will come
-        let cut = self.shared.inboxes.orphan();
-        let result = match result {
-            // The engine takes any end of the connection for an orderly one.
-            Ok(()) if cut > 0 => Err(TunnelError::from_io(&ErrorKind::UnexpectedEof.into())),
-            other => other,
-        };
-        let ended = result
-            .clone()
-            .err()
-            .unwrap_or(TunnelError::Closed("in order"));
+    fn finish(&mut self, result: &Result<(), TunnelError>) {
+        let ended = result.clone().err();
+        let ended = ended.unwrap_or(TunnelError::Closed("in order"));
         self.shared.state.borrow_mut().ended.get_or_insert(ended);
-        result
+        drop(self.drive.take()); // tells the streams that nothing will come
     }
 }
 
 impl<T> Drop for Driver<T> {
     fn drop(&mut self) {
-        if self.connection.is_some() {
+        if self.drive.is_some() {
             // The reason is kept for the handles; there is nobody else to tell.
-            let _ = self.finish(Err(TunnelError::Closed("driver dropped")));
+            self.finish(&Err(TunnelError::Closed("driver dropped")));
         }
     }
 }
@@ -408,13 +359,11 @@ impl<T> fmt::Debug for Driver<T> {
 }
 
 impl Shared {
-    /// Registers the driver for aborts; answers with the reason if one was asked for.
-    fn register(&self, cx: &Context<'_>) -> Option<&'static str> {
-        let mut state = self.state.borrow_mut();
-        match &mut state.driver {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        state.abort
+    /// Whether nothing is left to do: no stream is open, and none will be.
+    fn is_done(&self) -> bool {
+        let (open, left) = self
+            .link
+            .look(|engine| (engine.open_streams(), engine.left().is_some()));
+        open == 0 && (left || self.handles.get() == 0)
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
+use crate::engine::{Code, Failure};
+
 /// Why a connection ended, or could not begin.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TunnelError {
@@ -34,15 +36,9 @@ pub enum TunnelError {
 }
 
 impl TunnelError {
-    pub(crate) fn from_engine(error: h2::Error) -> Self {
-        let text = error.to_string();
-        if error.is_go_away() && error.is_remote() {
-            return Self::EndedByPeer(text);
-        }
-        match error.into_io() {
-            Some(io) => Self::from_io(&io),
-            None => Self::Misbehaved(text),
-        }
+    /// The connection below ended where it should not.
+    pub(crate) fn cut() -> Self {
+        Self::from_io(&io::ErrorKind::UnexpectedEof.into())
     }
 
     pub(crate) fn from_io(error: &io::Error) -> Self {
@@ -82,19 +78,13 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn from_engine(error: h2::Error) -> Self {
-        if error.is_reset() {
-            return match error.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => Self::NotAccepted,
-                Some(reason) => Self::Reset(reason.description().to_owned()),
-                None => Self::Reset("unknown".to_owned()),
-            };
+    pub(crate) fn from_failure(failure: Failure) -> Self {
+        match failure {
+            Failure::ByPeer(Code::REFUSED_STREAM) | Failure::NotAccepted => Self::NotAccepted,
+            Failure::ByPeer(code) | Failure::ByUs(code) => Self::Reset(code.to_string()),
+            // The driver knows why, and says so.
+            Failure::Gone | Failure::NoRoom => Self::Tunnel(TunnelError::Closed("gone")),
         }
-        // A GOAWAY names the last stream that was acted on, and the engine fails only later ones.
-        if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) {
-            return Self::NotAccepted;
-        }
-        Self::Tunnel(TunnelError::from_engine(error))
     }
 
     /// Whether the peer certainly did not act on the request, so that it may be sent again elsewhere.
@@ -105,23 +95,24 @@ impl OpenError {
 }
 
 /// A stream's failure as its reader or writer sees it. A reset stays recognisable.
-pub(crate) fn stream_error(error: &h2::Error) -> io::Error {
-    let text = error.to_string();
-    if error.is_reset() {
-        return io::Error::new(io::ErrorKind::ConnectionReset, text);
+pub(crate) fn stream_error(failure: Failure) -> io::Error {
+    match failure {
+        Failure::ByPeer(code) => {
+            let text = format!("reset by the peer: {code}");
+            io::Error::new(io::ErrorKind::ConnectionReset, text)
+        }
+        Failure::ByUs(code) => {
+            let text = format!("was reset: {code}");
+            io::Error::new(io::ErrorKind::ConnectionReset, text)
+        }
+        Failure::NoRoom => io::Error::new(
+            io::ErrorKind::OutOfMemory,
+            "reader stands still, and there is no room for more of what it does not read",
+        ),
+        // Not the kind of the failure below: a broken pipe there would read as the peer's wish for no
+        // more bytes on this one stream.
+        Failure::NotAccepted | Failure::Gone => {
+            io::Error::new(io::ErrorKind::ConnectionAborted, "tunnel is closed")
+        }
     }
-    // Not the kind of the failure below: a broken pipe there would read as the peer's wish for no
-    // more bytes on this one stream.
-    io::Error::new(io::ErrorKind::ConnectionAborted, text)
-}
-
-/// A server that sent all it had and wants no more says so with a reset that is no error
-/// (RFC 9113 8.1).
-pub(crate) fn wants_no_more(error: &h2::Error) -> bool {
-    error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
-}
-
-/// The connection below a stream is gone.
-pub(crate) fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "tunnel is closed")
 }

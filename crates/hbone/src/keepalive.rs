@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::settings::{PROBE, Settings};
@@ -12,8 +11,6 @@ use crate::settings::{PROBE, Settings};
 /// is as good a sign of life as an answer.
 #[derive(Debug)]
 pub(crate) struct Keepalive {
-    ping: Option<PingPong>,
-    asked: bool,
     timer: Pin<Box<Sleep>>,
     interval: std::time::Duration,
     limit: u32,
@@ -22,10 +19,8 @@ pub(crate) struct Keepalive {
 }
 
 impl Keepalive {
-    pub(crate) fn new(ping: Option<PingPong>, settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            ping,
-            asked: false,
             timer: Box::pin(sleep(settings.ping_interval)),
             interval: settings.ping_interval,
             limit: settings.quiet_intervals,
@@ -34,8 +29,13 @@ impl Keepalive {
         }
     }
 
-    /// Ready when the peer is taken for dead. `received` counts all bytes of the connection.
-    pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>, received: u64) -> Poll<()> {
+    /// Ready when the peer is taken for dead. `received` counts all bytes of the connection; `ask` asks the peer for a sign of life.
+    pub(crate) fn poll_dead(
+        &mut self,
+        cx: &mut Context<'_>,
+        received: u64,
+        mut ask: impl FnMut(),
+    ) -> Poll<()> {
         while self.timer.as_mut().poll(cx).is_ready() {
             self.quiet = if received == self.seen {
                 self.quiet + 1
@@ -47,27 +47,18 @@ impl Keepalive {
                 return Poll::Ready(());
             }
             if self.quiet > 0 {
-                self.ask(cx);
+                ask();
             }
             self.timer.as_mut().reset(Instant::now() + self.interval);
         }
         Poll::Pending
     }
 
-    /// Asks at once, and takes the peer for dead if nothing comes within [`PROBE`].
-    pub(crate) fn probe(&mut self, cx: &mut Context<'_>, received: u64) {
+    /// The peer is being asked, and is taken for dead if nothing comes within [`PROBE`].
+    pub(crate) fn probe(&mut self, received: u64) {
         self.seen = received;
         self.quiet = self.limit.saturating_sub(1);
-        self.ask(cx);
         let soon = Instant::now() + PROBE.min(self.interval);
         self.timer.as_mut().reset(soon);
-    }
-
-    fn ask(&mut self, cx: &mut Context<'_>) {
-        let Some(ping) = &mut self.ping else { return };
-        if self.asked && ping.poll_pong(cx).is_pending() {
-            return; // one question at a time
-        }
-        self.asked = ping.send_ping(Ping::opaque()).is_ok();
     }
 }

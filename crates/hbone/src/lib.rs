@@ -5,19 +5,17 @@
 //! and hide the HTTP/2 engine: no caller sees its types.
 //!
 //! # Theory of operation
-//! One task drives one connection: for a dialled tunnel it is [`client::Driver`], for an accepted
-//! one it is whoever polls [`server::Incoming`]. After each turn of the engine the driver moves what
-//! arrived from the engine into each stream's own inbox (see `inbox.rs`), joining small pieces, and
-//! then wakes that stream's reader. So a reader that stands still holds at most its window, and what
-//! it holds never counts against the engine's per-connection allowance for small frames, which would
-//! end its neighbours too.
+//! HTTP/2 is an engine of our own (`engine.rs`): plain data that knows frames, windows and streams, and neither sockets nor tasks.
+//! One task drives one connection (`drive.rs`): for a dialled tunnel it is [`client::Driver`], for an accepted one it is whoever
+//! polls [`server::Incoming`]. The driver moves bytes between the transport and the engine; the halves of streams take from the
+//! engine what arrived and leave there what is to go; `link.rs` lies between and wakes whom it concerns.
 //!
 //! # Invariants
 //! - Credit to send more is given back only when the reader asks for the next piece, that is, when it
 //!   has got rid of the one before.
 //! - The connection's window is larger than all stream windows together: a stream that stands still
 //!   never holds up another one.
-//! - Nothing here is `Send`: a tunnel, its streams and its pool live on one thread.
+//! - Nothing here is `Send`: a tunnel, its streams and its pool live on one thread, and nothing takes a lock.
 //!
 //! # Failure modes
 //! A stream's failure is an [`std::io::Error`] of its halves; a connection's is a [`TunnelError`] of
@@ -25,23 +23,29 @@
 
 mod backlog;
 pub mod client;
-mod ends;
+mod drive;
+mod engine;
 mod error;
 mod expiry;
-mod heads;
-mod inbox;
+mod halves;
 mod keepalive;
+mod link;
 pub mod pool;
 mod request;
 pub mod server;
 pub mod settings;
 mod stream;
-mod turn;
 
 pub use error::{OpenError, TunnelError};
 pub use request::{Malformed, Request};
 pub use settings::Settings;
 pub use stream::{Stream, StreamIo, StreamSink, StreamSource};
+
+/// Tells an engine anything, for `fuzz/`.
+#[cfg(fuzzing)]
+pub fn tell_engine(bytes: &[u8]) {
+    engine::fuzzing::told(bytes);
+}
 
 #[cfg(test)]
 mod tests;

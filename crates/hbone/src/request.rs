@@ -3,6 +3,8 @@
 use ambit_wire::authority::Authority;
 use http::{HeaderMap, Method};
 
+use crate::engine::Message;
+
 /// What a stream is opened with: where it goes and what is said about it.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -28,20 +30,18 @@ pub enum Malformed {
 
 impl Request {
     /// Reads the head of a request (RFC 9113 8.5: CONNECT has an authority and nothing else).
-    pub(crate) fn from_head(head: http::request::Parts) -> Result<Self, Malformed> {
-        if head.method != Method::CONNECT {
+    pub(crate) fn from_message(message: Message) -> Result<Self, Malformed> {
+        if message.method != Some(Method::CONNECT) {
             return Err(Malformed::Method);
         }
-        let extended = head.extensions.get::<h2::ext::Protocol>().is_some();
-        if extended || head.uri.scheme().is_some() || head.uri.path_and_query().is_some() {
+        if message.extended {
             return Err(Malformed::Extended);
         }
-        let authority = head.uri.authority().ok_or(Malformed::Authority)?;
-        let authority =
-            Authority::parse(authority.as_str().as_bytes()).map_err(|_| Malformed::Authority)?;
+        let authority = message.authority.ok_or(Malformed::Authority)?;
+        let authority = Authority::parse(&authority).map_err(|_| Malformed::Authority)?;
         Ok(Self {
             authority,
-            headers: head.headers,
+            headers: message.headers,
         })
     }
 }

@@ -7,23 +7,18 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ambit_tls::Peer;
-use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::backlog::{Backlog, Piece};
-use crate::ends::PREFACE;
-use crate::error::{TunnelError, gone, stream_error};
+use crate::drive::Drive;
+use crate::engine::{Engine, Limits, Message};
+use crate::error::TunnelError;
 use crate::expiry;
-use crate::inbox::Inboxes;
-use crate::keepalive::Keepalive;
+use crate::halves::{Reader, Writer};
+use crate::link::Link;
 use crate::request::{Malformed, Request};
-use crate::settings::{
-    MAX_ABANDONED, MAX_ERROR_RESETS, MAX_RESET_BEFORE_ACCEPT, SMALL_FRAME_ALLOWANCE, Settings,
-};
-use crate::stream::{Lease, Outgoing, Stream};
-use crate::turn::Turn;
+use crate::settings::{MAX_ABANDONED, Settings};
+use crate::stream::Stream;
 
 /// Starts HTTP/2 on an accepted connection whose other end was verified.
 ///
@@ -42,24 +37,23 @@ pub async fn serve<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let turn = Turn::new(io, PREFACE, settings);
-    let handle = turn.handle();
     let limit = settings.handshake_timeout;
-    let mut start = std::pin::pin!(engine(settings).handshake::<_, Piece>(turn));
-    // The engine's flushes are put off to the end of a turn, here as later.
+    let link = Link::new(Engine::server(Limits::new(settings, settings.max_streams)));
+    let mut drive = Drive::new(io, Rc::clone(&link), settings);
     let started = std::future::poll_fn(|cx| {
-        handle.begin();
-        let started = start.as_mut().poll(cx);
-        match handle.end(cx) {
-            Ok(()) => started.map_err(TunnelError::from_engine),
-            Err(error) => Poll::Ready(Err(TunnelError::from_io(&error))),
+        let turned = drive.poll_turn(cx);
+        let begun = link.look(Engine::has_begun);
+        match turned {
+            Poll::Ready(Ok(())) => Poll::Ready(Err(TunnelError::cut())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if begun => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
         }
     });
-    let mut connection = match tokio::time::timeout(limit, started).await {
+    match tokio::time::timeout(limit, started).await {
         Ok(started) => started?,
         Err(_elapsed) => return Err(TunnelError::Timeout(limit)),
-    };
-    let keepalive = Keepalive::new(connection.ping_pong(), settings);
+    }
     let expired = tokio::time::sleep_until(expiry::of(&peer));
     let draining = async move {
         tokio::select! {
@@ -68,32 +62,14 @@ where
         }
     };
     Ok(Incoming {
-        connection: Some(connection),
-        turn: handle,
-        keepalive,
+        drive: Some(drive),
+        link,
         draining: Some(Box::pin(draining)),
-        inboxes: Inboxes::new(),
-        backlog: Rc::default(),
         unanswered: Rc::new(Unanswered::default()),
         peer: Rc::new(peer),
-        settings: settings.clone(),
+        max_streams: settings.max_streams,
         ended: None,
     })
-}
-
-fn engine(settings: &Settings) -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window(settings.max_streams))
-        .max_concurrent_streams(settings.max_streams)
-        .max_frame_size(settings.max_frame)
-        .max_header_list_size(settings.max_header_list)
-        .max_send_buffer_size(settings.send_buffer)
-        .max_pending_accept_reset_streams(MAX_RESET_BEFORE_ACCEPT)
-        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
-        .data_frame_budget(SMALL_FRAME_ALLOWANCE);
-    builder
 }
 
 /// The streams that a peer opens, one after the other.
@@ -101,15 +77,12 @@ fn engine(settings: &Settings) -> h2::server::Builder {
 /// [`Incoming::next`] also drives the connection: streams already accepted move only while it is
 /// being awaited. Handle each [`Exchange`] in a task of its own. Dropping this ends the connection.
 pub struct Incoming<T> {
-    connection: Option<Connection<Turn<T>, Piece>>,
-    turn: Turn<T>,
-    keepalive: Keepalive,
+    drive: Option<Drive<T>>,
+    link: Rc<Link>,
     draining: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    inboxes: Rc<Inboxes>,
-    backlog: Rc<Backlog>,
     unanswered: Rc<Unanswered>,
     peer: Rc<Peer>,
-    settings: Settings,
+    max_streams: u32,
     ended: Option<TunnelError>,
 }
 
@@ -136,9 +109,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Incoming<T> {
     /// Tells the peer to open no more streams. Idempotent.
     pub fn drain(&mut self) {
         self.draining = None;
-        if let Some(connection) = &mut self.connection {
-            connection.graceful_shutdown();
-        }
+        self.link.change(Engine::leave);
     }
 
     /// As [`Incoming::next`], for hand-written futures.
@@ -151,94 +122,68 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Incoming<T> {
             self.drain();
         }
         loop {
-            let accepted = match std::task::ready!(self.turn(cx)) {
-                Ok(Some(accepted)) => accepted,
-                Ok(None) => return self.finish(None),
-                Err(error) => return self.finish(Some(error)),
+            while let Some((message, reader, writer)) = self.link.next_request() {
+                if let Some(item) = self.admit(message, reader, writer) {
+                    return Poll::Ready(Some(item));
+                }
+            }
+            let Some(drive) = &mut self.drive else {
+                return Poll::Ready(None);
             };
-            if let Some(item) = self.admit(accepted) {
-                return Poll::Ready(Some(item));
+            if self.unanswered.abandoned.get() > MAX_ABANDONED {
+                self.unanswered.abandoned.set(0);
+                drive.calm("requests that are given up before they are answered");
+            }
+            let mut turned = drive.poll_turn(cx);
+            if turned.is_pending() && self.link.look(is_done) {
+                drive.finish();
+                turned = drive.poll_turn(cx);
+            }
+            if let Poll::Ready(result) = turned {
+                self.ended = result.err();
+                self.drive = None; // tells the streams that nothing will come
+                return Poll::Ready(None);
+            }
+            if !self.link.look(Engine::has_requests) {
+                return Poll::Pending;
             }
         }
     }
 
-    /// One turn of the engine, up to the next request.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Accepted>, TunnelError>> {
-        let Some(connection) = &mut self.connection else {
-            return Poll::Ready(Ok(None));
-        };
-        if self.unanswered.abandoned.get() > MAX_ABANDONED {
-            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-            self.unanswered.abandoned.set(0);
-        }
-        self.turn.begin();
-        self.inboxes.begin(cx);
-        let accepted = connection.poll_accept(cx);
-        self.inboxes.end();
-        if let Err(error) = self.turn.end(cx) {
-            return Poll::Ready(Err(TunnelError::from_io(&error)));
-        }
-        match accepted {
-            Poll::Ready(accepted) => {
-                Poll::Ready(accepted.transpose().map_err(TunnelError::from_engine))
-            }
-            Poll::Pending => match self.keepalive.poll_dead(cx, self.turn.received()) {
-                Poll::Ready(()) => Poll::Ready(Err(TunnelError::Silent)),
-                Poll::Pending => Poll::Pending,
-            },
-        }
-    }
-
-    fn admit(&self, (head, mut respond): Accepted) -> Option<Result<Exchange, Malformed>> {
+    fn admit(
+        &self,
+        message: Message,
+        reader: Reader,
+        writer: Writer,
+    ) -> Option<Result<Exchange, Malformed>> {
         let waiting = self.unanswered.waiting.get();
-        if waiting >= self.settings.max_streams {
-            respond.send_reset(Reason::REFUSED_STREAM); // each would be a dial of ours
+        if waiting >= self.max_streams {
+            writer.refuse(); // each would be a dial of ours
             return None;
         }
-        let (parts, receive) = head.into_parts();
-        match Request::from_head(parts) {
+        match Request::from_message(message) {
             Ok(request) => {
                 self.unanswered.waiting.set(waiting + 1);
                 Some(Ok(Exchange {
                     request,
-                    receive: Some(receive),
-                    respond,
-                    inboxes: Rc::clone(&self.inboxes),
-                    backlog: Rc::clone(&self.backlog),
+                    halves: Some((reader, writer)),
                     unanswered: Rc::clone(&self.unanswered),
                     answered: false,
                     peer: Rc::clone(&self.peer),
-                    piece: self.settings.send_piece,
                 }))
             }
             Err(malformed) => {
                 // Fails only if the peer has reset the stream meanwhile.
-                let _ = respond.send_response(bare(StatusCode::BAD_REQUEST), true);
+                let _ = writer.answer(StatusCode::BAD_REQUEST, &HeaderMap::new(), true);
                 Some(Err(malformed))
             }
         }
     }
-
-    fn finish(&mut self, error: Option<TunnelError>) -> Poll<Option<Result<Exchange, Malformed>>> {
-        self.ended = self.ended.take().or(error);
-        self.close();
-        Poll::Ready(None)
-    }
 }
 
-type Accepted = (http::Request<RecvStream>, SendResponse<Piece>);
-
-impl<T> Incoming<T> {
-    fn close(&mut self) {
-        drop(self.connection.take()); // tells the engine's streams that nothing will come
-        self.inboxes.orphan();
-    }
-}
-
-impl<T> Drop for Incoming<T> {
-    fn drop(&mut self) {
-        self.close();
-    }
+/// Whether nothing is left to do: no stream is open, and none will be.
+fn is_done(engine: &Engine) -> bool {
+    engine.open_streams() == 0 && (engine.left().is_some() || engine.has_left())
 }
 
 impl<T> fmt::Debug for Incoming<T> {
@@ -247,12 +192,6 @@ impl<T> fmt::Debug for Incoming<T> {
             .field("peer", &self.peer)
             .finish_non_exhaustive()
     }
-}
-
-fn bare(status: StatusCode) -> Response<()> {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    response
 }
 
 /// Requests that were handed out and not answered.
@@ -267,14 +206,11 @@ struct Unanswered {
 /// One request, to be answered exactly once. Dropping it unanswered resets the stream.
 pub struct Exchange {
     request: Request,
-    receive: Option<RecvStream>,
-    respond: SendResponse<Piece>,
-    inboxes: Rc<Inboxes>,
-    backlog: Rc<Backlog>,
+    /// Taken by the answer.
+    halves: Option<(Reader, Writer)>,
     unanswered: Rc<Unanswered>,
     answered: bool,
     peer: Rc<Peer>,
-    piece: usize,
 }
 
 impl Exchange {
@@ -292,35 +228,33 @@ impl Exchange {
 
     /// Ends when the peer gives the request up: race it with whatever is done before answering.
     pub async fn cancelled(&mut self) {
-        // An error says the same: there is nobody to answer.
-        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        if let Some((_, writer)) = &self.halves {
+            // Whatever broke it, there is nobody to answer.
+            let _ = std::future::poll_fn(|cx| writer.poll_broken(cx)).await;
+        }
     }
 
     /// Answers 200 with `headers`: bytes may flow.
     ///
     /// # Errors
     /// `ConnectionReset` if the peer has given the request up, another kind if the tunnel failed.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "who answers makes them for this one answer"
+    )]
     pub fn accept(mut self, headers: HeaderMap) -> std::io::Result<Stream> {
-        let mut response = bare(StatusCode::OK);
-        *response.headers_mut() = headers;
-        let send = self
-            .respond
-            .send_response(response, false)
-            .map_err(|error| stream_error(&error))?;
+        let halves = self.halves.take();
+        let (reader, writer) = halves.ok_or(std::io::ErrorKind::NotConnected)?;
+        writer.answer(StatusCode::OK, &headers, false)?;
         self.settle();
-        let receive = self.receive.take().ok_or_else(gone)?;
-        let outgoing = Outgoing {
-            send,
-            left: self.backlog.stream(),
-            piece: self.piece,
-        };
-        let lease = Rc::new(()) as Rc<dyn Lease>;
-        Stream::new(outgoing, receive, &self.inboxes, lease).ok_or_else(gone)
+        Ok(Stream::new(reader, writer, None))
     }
 
     /// Answers `status` and ends the stream.
     pub fn refuse(mut self, status: StatusCode) {
-        if self.respond.send_response(bare(status), true).is_ok() {
+        if let Some((_reader, writer)) = self.halves.take()
+            && writer.answer(status, &HeaderMap::new(), true).is_ok()
+        {
             self.settle();
         }
     }

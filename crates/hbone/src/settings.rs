@@ -14,7 +14,7 @@ pub struct Settings {
     pub max_frame: u32,
     /// Largest piece we send as one frame.
     pub send_piece: usize,
-    /// Bytes one stream may have waiting inside the engine for the connection to take them.
+    /// Bytes one stream may have waiting for the connection to take them.
     pub send_buffer: usize,
     /// Largest header block.
     pub max_header_list: u32,
@@ -43,7 +43,7 @@ impl Default for Settings {
             send_piece: ambit_relay::LONGEST_PIECE,
             // Four whole pieces: the driver never runs dry between two wakes of the writer, and none is cut.
             send_buffer: 4 * ambit_relay::LONGEST_PIECE,
-            // Baggage, trace and forwarding headers take under 2 KiB; the engine's default is 16 MiB.
+            // Baggage, trace and forwarding headers take under 2 KiB, and a peer that sends more is careless.
             max_header_list: 32 * 1024,
             handshake_timeout: Duration::from_secs(10),
             // The server dials for up to 10 s before it answers.
@@ -62,28 +62,28 @@ pub const POOL_STREAMS: u32 = 100;
 /// again twice within it.
 pub(crate) const PROBE: Duration = Duration::from_secs(5);
 
-/// Bytes read from a connection in one turn of its driver, before streams get what arrived. Bounds
-/// what small frames can pile up inside the engine, whatever the peer sends.
+/// Bytes read from a connection in one turn of its driver, and as many written, before others of the thread get their turn: a
+/// fraction of a millisecond.
 pub(crate) const TURN_BYTES: usize = 256 * 1024;
 
-/// What a frame counts for in [`TURN_BYTES`] at least: the engine takes as long for one without data as
-/// for copying about so many bytes. A peer that sends nothing but heads of frames gets no more of the
-/// thread's time in a turn than one that sends data.
+/// What a frame counts for in [`TURN_BYTES`] at least: it takes no longer to handle one without data than to open and copy about so
+/// many bytes. A peer that sends nothing but heads of frames gets no more of the thread's time in a turn than one that sends data.
 pub(crate) const FRAME_COST: usize = 256;
 
-/// The engine charges each frame below 256 bytes with what it lacks to 256, until the frame leaves
-/// the engine, and ends the connection when this allowance is used up. One turn can bring `TURN_BYTES`
-/// and once more the engine's read buffer, which is smaller; a frame of one byte is 10 bytes there and
-/// is charged 255. So a peer cannot use this up by sending alone.
-pub(crate) const SMALL_FRAME_ALLOWANCE: usize = 2 * TURN_BYTES / 10 * 255;
+/// Frames of data without data that do not end their stream, less those with data (CVE-2019-9518). Nothing sends them for a
+/// reason, so this is how many may come by mistake.
+pub(crate) const MAX_EMPTY: u32 = 1000;
 
-/// Streams that a peer opened and reset before we took them (CVE-2023-44487): the engine's default,
-/// above what any honest burst shows since they are taken at once.
-pub(crate) const MAX_RESET_BEFORE_ACCEPT: usize = 20;
+/// Streams that a peer opened and reset before we took them (CVE-2023-44487): above what any honest burst shows, since they are
+/// taken at once.
+pub(crate) const MAX_RESET_BEFORE_ACCEPT: u32 = 20;
 
-/// Streams that we reset for the peer's errors over a connection's life (CVE-2025-8671). An honest
-/// peer makes none.
-pub(crate) const MAX_ERROR_RESETS: usize = 256;
+/// Streams that we reset for the peer's errors over a connection's life (CVE-2025-8671). An honest peer makes none.
+pub(crate) const MAX_ERROR_RESETS: u32 = 256;
+
+/// A stream that has no more than this waiting for its reader goes on when the thread has no room: it is not the cause, and small
+/// ones are all that many honest streams are.
+pub(crate) const STANDING: usize = 64 * 1024;
 
 /// Requests given up by the peer before our answer, less those answered since: beyond this it is
 /// told to calm down and loses the connection. Each costs us a task and a dial, so a peer gets about

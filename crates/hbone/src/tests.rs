@@ -3,6 +3,7 @@
 mod frames;
 mod headers;
 mod hostile;
+mod oracle;
 mod pool;
 mod streams;
 
