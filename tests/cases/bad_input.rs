@@ -117,9 +117,11 @@ fn a_pod_without_a_network_namespace_of_its_own_is_named_and_the_rest_is_served(
                 pod["name"] == name && pod["state"] != "enrolled" && error.contains(said)
             })
         });
-        let log = fs::read_to_string(world.programs().log("agent-n1")).unwrap();
-        let mut lines = log.lines();
-        assert!(lines.any(|line| line.contains(name) && line.contains(said)));
+        world.eventually(&format!("the agent's log says so of {name}"), || {
+            let log = fs::read_to_string(world.programs().log("agent-n1")).unwrap();
+            let mut lines = log.lines();
+            lines.any(|line| line.contains(name) && line.contains(said))
+        });
         world.wait_protocol(&format!("mesh/{name}"), "TCP");
     }
     // Beside them others come and go as always.
