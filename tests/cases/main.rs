@@ -19,6 +19,7 @@ mod policy;
 mod revocation;
 mod sidecar;
 mod spire;
+mod splice;
 mod tunnels;
 mod upgrade;
 mod waypoint;
