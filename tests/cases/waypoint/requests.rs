@@ -70,9 +70,9 @@ no endpoint                              | GET shop/empty           |           
 no answer in time                        | GET shop/delay/5000      |                    | 504 UT | body=upstream request timeout
 an answer in time                        | GET shop/delay/20        |                    | 200 - | =v1
 a backend that does not exist            | GET shop/missing         |                    | 500 NC | body=
-an endpoint whose node refuses           | GET shop/shut            |                    | 503 *UC | body=upstream connect error or disconnect/reset before headers. reset reason: connection termination
+an endpoint whose node refuses           | GET shop/shut            |                    | 503 *UC | body=*reset reason: connection termination
 an endpoint that refuses                 | GET shop/refused         |                    | 503 *UF | body=*reset reason: remote connection failure
-an endpoint that breaks off              | GET shop/breaks          |                    | 503 *UC | body=upstream connect error or disconnect/reset before headers. reset reason: connection termination
+an endpoint that breaks off              | GET shop/breaks          |                    | 503 *UC | body=*reset reason: connection termination
 
 allowed by principal, method and path    | GET guarded/open         |                    | 200 - | =v1
 allowed by prefix                        | GET guarded/open/more    |                    | 200 - | =v1
