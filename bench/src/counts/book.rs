@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// A path may become this much dearer unnoticed, in percent: twice the spread of the least steady path between two runs of one
-/// build, those whose handshakes draw other keys each time.
+/// A path may become this much dearer unnoticed, in percent. Two runs of one build differ by up to 3.4, on paths whose handshakes draw
+/// other keys each time; the others not at all.
 const TOLERATED: u64 = 5;
 /// And by so many instructions, since five percent of a short path is an inlining decision elsewhere in the file.
 const LEAST: u64 = 40;
