@@ -317,7 +317,10 @@ async fn serve_theirs(io: Chopped, window: u32, plans: Rc<Vec<Plan>>, answers: A
         .await
         .unwrap();
     while let Some(accepted) = connection.accept().await {
-        let (request, mut respond) = accepted.unwrap();
+        // As above: nothing that matters can be missing any more.
+        let Ok((request, mut respond)) = accepted else {
+            break;
+        };
         let port = request.uri().port_u16().unwrap();
         let mut answer = Response::new(());
         if !plans[usize::from(port) - 1].accepted {
@@ -386,18 +389,20 @@ async fn run(
         .enumerate()
         .map(|(stream, plan)| spawn_local(open().run(stream, plan.clone())))
         .collect();
-    drop(open);
     let mut at_client = Vec::new();
     for client in clients {
         at_client.push(client.await.unwrap());
     }
+    // The client hangs up when both sides have all: else what it left on the way may be lost with the connection, at either engine.
+    let mut at_server = vec![Got::default(); plans.len()];
+    for _ in plans.iter().filter(|plan| plan.accepted) {
+        let (stream, got) = answered.recv().await.unwrap();
+        at_server[stream] = got;
+    }
+    drop(open);
     // Without streams and handles both ends come to their end, in order.
     driving.await.unwrap();
     serving.await.unwrap();
-    let mut at_server = vec![Got::default(); plans.len()];
-    while let Some((stream, got)) = answered.recv().await {
-        at_server[stream] = got;
-    }
     (at_client, at_server)
 }
 
