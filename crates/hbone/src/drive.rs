@@ -5,7 +5,8 @@
 //! streams that got something; and writes what the peer is to be answered. What a turn writes leaves in one flush, so that the
 //! frames of many streams share records and system calls.
 //!
-//! A connection that ends says why, if it can, and is shut down; its streams learn of it at once.
+//! A connection that ends says why, if it can, and is shut down; its streams learn of it at once. One that nothing can be written to
+//! any more is first read to its end: a peer that says its last and leaves is heard, however much that is.
 
 use std::io;
 use std::pin::Pin;
@@ -35,6 +36,8 @@ pub(crate) struct Drive<T> {
     input: BytesMut,
     out: Out,
     unflushed: bool,
+    /// Why nothing can be written any more.
+    unwritable: Option<io::Error>,
     received: u64,
     keepalive: Keepalive,
     /// How the connection ended, while that is being said.
@@ -74,6 +77,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
             input: BytesMut::new(),
             out: Out::default(),
             unflushed: false,
+            unwritable: None,
             received: 0,
             keepalive: Keepalive::new(settings),
             ending: None,
@@ -165,13 +169,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Stop, Cause> {
         let (mut read, mut written) = (TURN_BYTES, TURN_BYTES);
         loop {
-            // What cannot be written is told after what can be read: it may be the peer's good-bye.
-            let wrote = self.write(cx, &mut written);
+            self.write(cx, &mut written);
             let stop = self.read(cx, &mut read)?;
             self.link.announce();
-            match wrote.and_then(|()| self.write(cx, &mut written)) {
-                Err(_) if self.link.look(Engine::is_left) => return Ok(Stop::End),
-                wrote => wrote?,
+            self.write(cx, &mut written);
+            if self.unwritable.is_some() && self.link.look(Engine::is_left) {
+                return Ok(Stop::End);
             }
             if self.input.is_empty() && self.input.capacity() > 0 {
                 self.input = BytesMut::new(); // who idles holds nothing
@@ -179,7 +182,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
             let full = || self.link.look(|engine| engine.is_full(&self.out));
             match stop {
                 Stop::Full if !full() => {}
-                Stop::End => return Ok(Stop::End),
+                Stop::End => return self.unwritable.take().map_or(Ok(stop), |e| Err(e.into())),
                 // There may be more to write.
                 _ if written == 0 => return Ok(Stop::Turn),
                 stop => return Ok(stop),
@@ -205,7 +208,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
                 Poll::Pending => return Ok(Stop::Empty),
                 Poll::Ready(Ok(0)) => return Ok(Stop::End),
                 Poll::Ready(Ok(count)) => self.received = self.received.wrapping_add(count),
-                Poll::Ready(Err(error)) => return Err(Cause::Io(error)),
+                // What failed first says more.
+                Poll::Ready(Err(error)) => {
+                    return Err(self.unwritable.take().unwrap_or(error).into());
+                }
             }
         }
     }
@@ -220,8 +226,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
         Poll::Ready(Ok(u64::try_from(count).unwrap_or(u64::MAX)))
     }
 
-    /// Writes what there is until the transport is full or `left` is used, and flushes.
-    fn write(&mut self, cx: &mut Context<'_>, left: &mut usize) -> io::Result<()> {
+    /// Writes what there is until the transport is full or `left` is used, and flushes. What cannot be written is told when all is
+    /// read: the peer's last words may be on their way.
+    fn write(&mut self, cx: &mut Context<'_>, left: &mut usize) {
+        if self.unwritable.is_none()
+            && let Err(error) = self.try_write(cx, left)
+        {
+            self.unwritable = Some(error);
+            self.out = Out::default();
+            self.link.drive(Engine::mute);
+        }
+    }
+
+    fn try_write(&mut self, cx: &mut Context<'_>, left: &mut usize) -> io::Result<()> {
         while *left > 0 {
             let out = &mut self.out;
             if out.is_empty() && !self.link.drive(|engine| engine.fill(out)) {
@@ -271,8 +288,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
             link.drive(Engine::ask);
         });
         if asked && dead.is_pending() {
-            // A failure of the transport is found in the next turn, too.
-            let _ = self.write(cx, &mut TURN_BYTES.clone());
+            self.write(cx, &mut TURN_BYTES.clone());
         }
         dead
     }

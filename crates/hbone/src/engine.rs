@@ -207,6 +207,8 @@ pub(crate) struct Engine {
     /// Questions that wait for their answer: whether the peer lives, and whether it heard that we are leaving.
     asked: bool,
     asked_leaving: bool,
+    /// Nothing goes out any more.
+    mute: bool,
     /// Nothing more goes in or out.
     over: bool,
 }
@@ -269,6 +271,7 @@ impl Engine {
             left: None,
             asked: false,
             asked_leaving: false,
+            mute: false,
             over: false,
             limits,
         }
@@ -290,6 +293,9 @@ impl Engine {
             let Some(head) = Head::read(input) else {
                 break;
             };
+            if self.mute {
+                self.hush();
+            }
             if head.length > self.limits.frame {
                 return Err(size("longer than we said that a frame may be"));
             }

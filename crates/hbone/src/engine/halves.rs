@@ -31,7 +31,8 @@ impl Engine {
 
     /// Whether streams will ever be opened again.
     pub(crate) fn takes_streams(&self) -> bool {
-        self.role == Role::Client && !self.over && self.left.is_none() && self.next < MOST
+        let ends = self.over || self.mute || self.left.is_some();
+        self.role == Role::Client && !ends && self.next < MOST
     }
 
     /// Streams that the peer lets us have at once.

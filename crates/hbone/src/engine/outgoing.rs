@@ -147,6 +147,20 @@ impl Engine {
         self.push_good_bye(self.highest, Code::NO_ERROR);
     }
 
+    /// Nothing that is said from now on arrives: nothing is kept to be said, and no stream is opened. What the peer sent before is
+    /// still read.
+    pub(crate) fn mute(&mut self) {
+        self.mute = true;
+        self.opened_up = true;
+        self.hush();
+    }
+
+    /// Forgets control frames that nobody will hear. Data stays with its streams, whose writers wait.
+    pub(super) fn hush(&mut self) {
+        self.control = Vec::new();
+        self.answers = 0;
+    }
+
     /// Ends the connection: nothing but a last word goes out. Answers how many streams that cuts.
     pub(crate) fn end(&mut self, code: Option<Code>) -> usize {
         if self.over {
@@ -312,12 +326,20 @@ impl Engine {
 
     /// Whether there is anything to write.
     pub(crate) fn has_output(&self) -> bool {
+        if self.mute {
+            return false;
+        }
         !(self.control.is_empty() && self.ready.is_empty() && self.credits.is_empty())
             || self.is_credit_due()
     }
 
     /// Adds to `out` what may go next. False if it is empty after that.
     pub(crate) fn fill(&mut self, out: &mut Out) -> bool {
+        if self.mute {
+            self.hush();
+            *out = Out::default();
+            return false;
+        }
         if !out.has_frame() {
             if !out.has_control() {
                 self.fill_control(out);

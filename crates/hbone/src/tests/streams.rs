@@ -7,6 +7,7 @@ use ambit_relay::Sink;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::frames::{self, DATA, END_STREAM, SETTINGS, frame};
 use super::{
     PEER, accept_all, close, ends, live, paused, read, read_to_end, request, verified, write,
 };
@@ -140,6 +141,30 @@ fn ended_direction_arrives_whole_though_the_stream_is_broken_off_after() {
         drop((far_in, far_out));
         assert_eq!(read_to_end(&mut near_in).await.unwrap().len(), 200_000);
         drop(near_out);
+    });
+}
+
+#[test]
+fn who_says_all_and_hangs_up_is_heard_to_the_end() {
+    live(async |peer| {
+        let (mut near, far) = tokio::io::duplex(4 << 20);
+        // More than is read in a turn, and less than the stream's window.
+        let (piece, pieces) = (vec![7; 16_000], 60);
+        let mut words = [frames::PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        words.extend(frames::open(1));
+        for left in (0..pieces).rev() {
+            let flags = if left == 0 { END_STREAM } else { 0 };
+            words.extend(frame(DATA, flags, 1, &piece));
+        }
+        near.write_all(&words).await.unwrap();
+        drop(near); // nothing can be written to it any more
+        let incoming = serve(far, peer, &Settings::default(), std::future::pending())
+            .await
+            .unwrap();
+        let mut streams = accept_all(incoming);
+        let (mut source, _sink) = streams.recv().await.unwrap().split();
+        let heard = read_to_end(&mut source).await.unwrap();
+        assert_eq!(heard.len(), pieces * piece.len());
     });
 }
 
