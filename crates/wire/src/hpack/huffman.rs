@@ -54,6 +54,35 @@ const BYTES: [u8; 256] = [
     21, 23, 24, 25, 26, 27, 28, 29, 30, 31, 127, 220, 249, 10, 13, 22,
 ];
 
+/// Bits of the codes that are looked up at once: three in four letters of what header fields say have no longer one.
+const SHORT: u32 = 8;
+
+/// What a code stands for and its length, by the bits that begin with it. The length is 0 where the code is longer than these bits.
+static BEGINNINGS: [(u8, u32); 1 << SHORT] = beginnings();
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "the compiler works it out, and would not build what is out of bounds"
+)]
+const fn beginnings() -> [(u8, u32); 1 << SHORT] {
+    let mut all = [(0, 0); 1 << SHORT];
+    let (mut place, mut filled, mut group) = (0, 0, 0);
+    while LENGTHS[group].0 <= SHORT {
+        let (length, count) = LENGTHS[group];
+        let mut code = 0;
+        while code < count {
+            let end = filled + (1 << (SHORT - length));
+            while filled < end {
+                all[filled] = (BYTES[place], length);
+                filled += 1;
+            }
+            (place, code) = (place + 1, code + 1);
+        }
+        group += 1;
+    }
+    all
+}
+
 /// Adds what `text` says to `out`: at most eight bytes for five.
 pub(super) fn decode(text: &[u8], out: &mut Vec<u8>) -> Result<(), Invalid> {
     let mut bits: u64 = 0;
@@ -84,6 +113,17 @@ const END: Invalid = Invalid::Malformed("end of a compressed text");
 
 /// What the first of the last `held` of `bits` stand for, and how many they are.
 fn first(bits: u64, held: u32) -> Option<(u8, u32)> {
+    if let Some(behind) = held.checked_sub(SHORT)
+        && let Ok(beginning) = usize::try_from((bits >> behind) & ((1 << SHORT) - 1))
+        && let Some((byte, length @ 1..)) = BEGINNINGS.get(beginning)
+    {
+        return Some((*byte, *length));
+    }
+    by_length(bits, held)
+}
+
+/// The same, by the order of the codes.
+fn by_length(bits: u64, held: u32) -> Option<(u8, u32)> {
     let (mut code, mut before, mut last) = (0, 0, 0);
     for (length, count) in LENGTHS {
         if length > held {
@@ -101,4 +141,20 @@ fn first(bits: u64, held: u32) -> Option<(u8, u32)> {
         before += count;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BYTES, SHORT, by_length, first};
+
+    #[test]
+    fn short_codes_are_looked_up_as_they_are_found_by_their_order() {
+        for bits in 0..1 << 16 {
+            for held in [SHORT - 1, SHORT, 16] {
+                let bits = bits & ((1 << held) - 1);
+                assert_eq!(first(bits, held), by_length(bits, held), "{bits:b}");
+            }
+        }
+        assert_eq!(first(0, SHORT), Some((BYTES[0], 5)));
+    }
 }
