@@ -124,12 +124,15 @@ impl Line {
 
     fn key(&mut self, key: &str) {
         let first = !std::mem::replace(&mut self.fields, true);
-        let _ = match (self.format, first) {
-            (LogFormat::Plain, true) => write!(self.out, "\t{key}="),
-            (LogFormat::Plain, false) => write!(self.out, " {key}="),
-            (LogFormat::Json, true) => write!(self.out, "\"{key}\":"),
-            (LogFormat::Json, false) => write!(self.out, ",\"{key}\":"),
+        let (before, behind) = match (self.format, first) {
+            (LogFormat::Plain, true) => ("\t", "="),
+            (LogFormat::Plain, false) => (" ", "="),
+            (LogFormat::Json, true) => ("\"", "\":"),
+            (LogFormat::Json, false) => (",\"", "\":"),
         };
+        for part in [before, key, behind] {
+            self.out.push_str(part);
+        }
     }
 }
 
@@ -154,6 +157,12 @@ struct Escape<'a> {
 
 impl fmt::Write for Escape<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        // Nearly every text, and none of them cut.
+        if text.len() <= self.left && text.bytes().all(is_plain) {
+            self.left -= text.len();
+            self.out.push_str(text);
+            return Ok(());
+        }
         for c in text.chars() {
             if self.left == 0 {
                 break;
@@ -174,6 +183,11 @@ impl fmt::Write for Escape<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a byte is a character that needs no escape.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
 /// From which side of the connection a record is written.
