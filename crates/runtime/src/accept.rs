@@ -24,6 +24,9 @@ const EXHAUSTED_MOST: Duration = Duration::from_secs(1);
 /// die in the queue must not take the thread from the living ones.
 const PATIENCE: u32 = 64;
 
+/// Accepted before others of the thread get their turn: a fraction of a millisecond.
+const IN_A_TURN: u32 = 16;
+
 /// Accepted when the drain starts: as many as a listener's queue holds, so that no client that
 /// the kernel has already answered is reset.
 const LAST_ROUND: usize = 1024;
@@ -119,7 +122,7 @@ pub async fn accept_loop<L: Accept>(
     mut serve: impl FnMut(L::Connection, SocketAddr),
 ) -> io::Result<()> {
     let mut exhausted = Backoff::new(EXHAUSTED_FIRST, EXHAUSTED_MOST);
-    let mut failures_in_a_row = 0u32;
+    let (mut failures_in_a_row, mut in_a_turn) = (0u32, 0u32);
     let mut told: Option<Instant> = None;
     let mut drain = pin!(draining.requested());
     loop {
@@ -132,6 +135,10 @@ pub async fn accept_loop<L: Accept>(
                 exhausted.reset();
                 failures_in_a_row = 0;
                 serve(connection, peer);
+                in_a_turn = (in_a_turn + 1) % IN_A_TURN;
+                if in_a_turn == 0 {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
             Err(error) => error,
