@@ -12,7 +12,7 @@
 //! 6. Record one reason.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +43,7 @@ use tokio::net::TcpStream;
 use crate::busy::Work;
 use crate::carry::{self, Beginning, Carry, Relay, unless_ended};
 use crate::dial;
+use crate::handshakes::Visit;
 use crate::live::{Decided, Guard};
 use crate::outbound::{new_trace, said};
 use crate::pod::ServedPod;
@@ -60,8 +61,15 @@ pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr, _wor
     let peer = canonical(peer);
     let local = stream.local_addr().map_or(peer, canonical);
     let ends = Ends { peer, local };
-    match Box::pin(begin(&pod, stream, peer.ip())).await {
-        Ok(incoming) => exchanges(&pod, incoming, ends).await,
+    let begun = tokio::select! {
+        visit = pod.worker.handshakes.begin(peer.ip()) => match visit {
+            Ok(visit) => Box::pin(begin(&pod, stream, visit)).await,
+            Err(reason) => Err(reason.into()),
+        },
+        () = pod.over.wait() => Err(Reason::Drained.into()),
+    };
+    match begun {
+        Ok((incoming, visit)) => exchanges(&pod, incoming, ends, visit).await,
         Err(outcome) => {
             let mut record = Record::new(&pod.worker.telemetry, Direction::Inbound, peer);
             record.destination_address = Some(local);
@@ -75,20 +83,26 @@ pub async fn serve(pod: Rc<ServedPod>, stream: TcpStream, peer: SocketAddr, _wor
 async fn begin(
     pod: &ServedPod,
     stream: TcpStream,
-    source: IpAddr,
-) -> Result<Incoming<ServerStream>, Outcome> {
-    let _place = pod.worker.handshake(source)?;
-    let svid = pod.svid().await?;
+    visit: Visit,
+) -> Result<(Incoming<ServerStream>, Visit), Outcome> {
+    let svid = pod.svid().await.inspect_err(|_| visit.forgive())?;
     let accepted = ambit_tls::accept(&svid, stream, Limits::default()).await;
     let (stream, peer): (_, Peer) =
         accepted.map_err(|error| dial::refused(pod, Reporter::Destination, &error))?;
-    server::serve(stream, peer, &pod.worker.shared.tunnels, pod.leaving())
-        .await
-        .map_err(|error| dial::tunnel_failed(&error))
+    let tunnels = &pod.worker.shared.tunnels;
+    let served = server::serve(stream, peer, tunnels, pod.leaving()).await;
+    let incoming = served.map_err(|error| dial::tunnel_failed(&error))?;
+    visit.shook_hands();
+    Ok((incoming, visit))
 }
 
 /// Hands out the CONNECTs of one tunnel until it ends.
-async fn exchanges(pod: &Rc<ServedPod>, mut incoming: Incoming<ServerStream>, ends: Ends) {
+async fn exchanges(
+    pod: &Rc<ServedPod>,
+    mut incoming: Incoming<ServerStream>,
+    ends: Ends,
+    visit: Visit,
+) {
     let proof = incoming.peer().lineage().cloned();
     let mut revoked = pin!(pod.worker.revoked(proof));
     loop {
@@ -99,11 +113,12 @@ async fn exchanges(pod: &Rc<ServedPod>, mut incoming: Incoming<ServerStream>, en
                 return;
             }
             // Its streams were told to end; without streams there is nothing to wait for.
-            () = pod.over.wait() => return,
+            () = pod.over.wait() => return visit.forgive(),
         };
         match next {
             None => break,
             Some(Ok(exchange)) => {
+                visit.forgive();
                 drop(spawn_local(
                     "inbound stream",
                     exchange_served(Rc::clone(pod), exchange, ends),
@@ -113,6 +128,9 @@ async fn exchanges(pod: &Rc<ServedPod>, mut incoming: Incoming<ServerStream>, en
         }
     }
     if let Some(error) = incoming.ended() {
+        if error.is_by_peer() {
+            visit.blame();
+        }
         tracing::debug!(peer = %ends.peer, %error, "tunnel ended");
     }
 }

@@ -12,6 +12,7 @@ pub mod dump;
 pub mod explain;
 pub mod file;
 pub mod flag;
+pub mod handshakes;
 pub mod inbound;
 pub mod inpod;
 mod issuer;

@@ -6,14 +6,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use ambit_hbone::pool::{Limits, Pool};
 use ambit_hbone::settings::Settings as TunnelSettings;
-use ambit_model::reason::Reason;
 use ambit_model::workload::Workload;
 use ambit_observe::access::AccessLog;
 use ambit_observe::traffic::Reporter;
@@ -24,6 +21,7 @@ use tokio::time::Instant;
 use crate::config::Settings;
 use crate::demand::Demand;
 use crate::flag::Flag;
+use crate::handshakes::Handshakes;
 use crate::live::Live;
 use crate::metrics::{Metrics, Telemetry};
 use crate::pod::ServedPod;
@@ -31,14 +29,6 @@ use crate::record::Outcome;
 use crate::revocation::Revocation;
 use crate::store::Store;
 use crate::unkept::Unkept;
-
-/// TLS and HTTP/2 handshakes of accepted connections that may be in flight on one thread. Each
-/// costs tens of KiB and some milliseconds of CPU; with more of them, all would time out.
-const HANDSHAKES: u32 = 512;
-
-/// Of those, one source address may have so many: who stands still in all of its own leaves places for
-/// others. A gateway, behind whose address there are many, still has more than it needs at once.
-const HANDSHAKES_OF_ONE: u32 = HANDSHAKES / 2;
 
 /// What all threads share. Nothing in it is written on the data path but atomics.
 #[derive(Debug)]
@@ -77,14 +67,8 @@ pub struct Worker {
     named: RefCell<HashMap<String, HashMap<String, Rc<ServedPod>>>>,
     /// Raised, and replaced by another, when the accepted tunnels are to ask about their peers.
     ask_again: RefCell<Flag>,
-    handshakes: RefCell<Handshakes>,
-}
-
-/// Handshakes in flight.
-#[derive(Debug, Default)]
-struct Handshakes {
-    all: u32,
-    of: HashMap<IpAddr, u32>,
+    /// The handshakes of its accepted tunnels.
+    pub handshakes: Rc<Handshakes>,
 }
 
 impl Worker {
@@ -109,7 +93,7 @@ impl Worker {
             pods: RefCell::default(),
             named: RefCell::default(),
             ask_again: RefCell::default(),
-            handshakes: RefCell::default(),
+            handshakes: Rc::default(),
         }
     }
 
@@ -203,21 +187,6 @@ impl Worker {
         }
     }
 
-    /// A place among the handshakes in flight, or a refusal.
-    ///
-    /// # Errors
-    /// There are too many, of all or of this source.
-    pub fn handshake(self: &Rc<Self>, source: IpAddr) -> Result<Handshake, Reason> {
-        let mut running = self.handshakes.borrow_mut();
-        let of_source = running.of.get(&source).copied().unwrap_or(0);
-        if running.all >= HANDSHAKES || of_source >= HANDSHAKES_OF_ONE {
-            return Err(Reason::Overloaded);
-        }
-        running.all += 1;
-        running.of.insert(source, of_source + 1);
-        Ok(Handshake(Rc::clone(self), source))
-    }
-
     /// Takes a pod in.
     pub fn add(&self, pod: &Rc<ServedPod>) {
         let info = &pod.pod.info;
@@ -265,72 +234,5 @@ async fn at(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
-    }
-}
-
-/// One handshake in flight.
-#[derive(Debug)]
-pub struct Handshake(Rc<Worker>, IpAddr);
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        let mut running = self.0.handshakes.borrow_mut();
-        running.all = running.all.saturating_sub(1);
-        if let Entry::Occupied(mut of) = running.of.entry(self.1) {
-            match of.get() {
-                0 | 1 => {
-                    of.remove();
-                }
-                _ => *of.get_mut() -= 1,
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::iter::from_fn;
-    use std::rc::Rc;
-    use std::sync::Arc;
-
-    use ambit_observe::access::AccessLog;
-    use ambit_observe::logging::LogFormat;
-    use ambit_observe::metrics::Registry;
-    use ambit_observe::writer::LogWriter;
-
-    use super::{HANDSHAKES, HANDSHAKES_OF_ONE, Shared, Worker};
-    use crate::config::env::{Machine, read};
-    use crate::metrics::Metrics;
-
-    fn worker() -> Rc<Worker> {
-        let writer = LogWriter::start(std::io::sink()).unwrap();
-        let shared = Shared {
-            store: Default::default(),
-            settings: read(BTreeMap::new(), &Machine::default()).unwrap(),
-            metrics: Metrics::new(&Registry::default()),
-            access: AccessLog::to(writer, LogFormat::Plain),
-            tunnels: Default::default(),
-            revocation: Arc::default(),
-            demand: None,
-        };
-        Rc::new(Worker::new(&Arc::new(shared)))
-    }
-
-    #[test]
-    fn one_source_cannot_take_every_place_among_the_handshakes() {
-        let worker = worker();
-        let [first, second, third] =
-            ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| address.parse().unwrap());
-        let all = |source| from_fn(|| worker.handshake(source).ok()).collect::<Vec<_>>();
-        let of_first = all(first);
-        assert_eq!(of_first.len(), HANDSHAKES_OF_ONE as usize);
-        let of_second = all(second);
-        assert_eq!(of_first.len() + of_second.len(), HANDSHAKES as usize);
-        assert!(worker.handshake(third).is_err());
-        drop(of_first);
-        assert!(worker.handshake(third).is_ok());
-        drop(of_second);
-        assert!(worker.handshakes.borrow().of.is_empty());
     }
 }

@@ -36,6 +36,16 @@ pub enum TunnelError {
 }
 
 impl TunnelError {
+    /// Whether the peer broke a rule, of HTTP/2 or of the TLS below.
+    #[must_use]
+    pub fn is_by_peer(&self) -> bool {
+        match self {
+            Self::Misbehaved(_) => true,
+            Self::Io { kind, .. } => *kind == io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
+
     /// The connection below ended where it should not.
     pub(crate) fn cut() -> Self {
         Self::from_io(&io::ErrorKind::UnexpectedEof.into())
