@@ -109,7 +109,7 @@ impl Sockets {
             OriginalSource::Required => Transparent::Required,
             OriginalSource::Off => Transparent::Off,
         };
-        let listen = |port| listener(settings, threads, port, transparent).bind();
+        let listen = |port| bound(settings, listener(settings, threads, port, transparent));
         let all = || {
             Ok(Self {
                 redirected: Some(Redirected {
@@ -143,11 +143,25 @@ impl Sockets {
             let listener = listener(settings, threads, HBONE_PORT, Transparent::Off);
             Ok(Self {
                 redirected: None,
-                hbone: listener.bind()?,
+                hbone: bound(settings, listener)?,
             })
         };
         (0..threads).map(|_| own()).collect()
     }
+}
+
+/// Binds, and sets what every accepted connection is to have: it has what its listener had.
+fn bound(settings: &Settings, listener: TcpListen) -> Result<StdListener, ambit_net::Error> {
+    let listener = listener.bind()?;
+    // Without them a connection is slower, or noticed later when it is dead.
+    let _ = options::nodelay(&listener);
+    if let Some(keepalive) = keepalive(settings) {
+        let _ = options::keepalive(&listener, &keepalive);
+    }
+    if let Some(after) = settings.user_timeout {
+        let _ = options::user_timeout(&listener, after);
+    }
+    Ok(listener)
 }
 
 fn listener(settings: &Settings, threads: usize, port: u16, transparent: Transparent) -> TcpListen {
@@ -290,7 +304,6 @@ impl ServedPod {
         let accepting = async move {
             let _listening = work;
             let each = |stream: TcpStream, peer| {
-                pod.prepare(&stream);
                 serve(Rc::clone(&pod), stream, peer, pod.busy.begin());
             };
             if let Err(error) = accept_loop(listener, &draining, each).await {
@@ -298,18 +311,6 @@ impl ServedPod {
             }
         };
         drop(spawn_local(name, accepting));
-    }
-
-    /// Options of an accepted socket. A socket that does not take them is about to fail anyway.
-    fn prepare(&self, stream: &TcpStream) {
-        let settings = &self.worker.shared.settings;
-        let _ = options::nodelay(stream);
-        if let Some(keepalive) = keepalive(settings) {
-            let _ = options::keepalive(stream, &keepalive);
-        }
-        if let Some(after) = settings.user_timeout {
-            let _ = options::user_timeout(stream, after);
-        }
     }
 
     /// Waits for the drain and carries it out. Holds the drain until the pod's connections ended.

@@ -134,8 +134,10 @@ pub(crate) fn make_transparent(socket: &Socket, ipv6: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+    use std::time::Duration;
 
     use super::{TcpListen, Transparent};
+    use crate::options::{self, Keepalive};
 
     #[test]
     fn the_unspecified_ipv6_address_takes_both_families() {
@@ -162,6 +164,30 @@ mod tests {
         };
         let error = std::io::Error::from(alone.bind().unwrap_err());
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn what_is_set_on_a_listener_its_connections_have() {
+        let listener = TcpListen::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let listener = listener.bind().unwrap();
+        let seconds = Duration::from_secs;
+        let keepalive = Keepalive {
+            idle: seconds(33),
+            interval: seconds(44),
+            probes: 5,
+        };
+        options::nodelay(&listener).unwrap();
+        options::keepalive(&listener, &keepalive).unwrap();
+        options::user_timeout(&listener, seconds(66)).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive.idle);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive.interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), keepalive.probes);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(seconds(66)));
     }
 
     #[test]
