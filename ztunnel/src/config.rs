@@ -273,6 +273,8 @@ pub struct Settings {
     pub localhost_app_tunnel: bool,
     /// Connections between two pods of this node take no tunnel.
     pub same_node_direct: bool,
+    /// The first bytes of a connection go with the request for its stream.
+    pub early_data: bool,
     /// The kernel moves long runs of bytes between two TCP connections.
     pub splice_enabled: bool,
     /// Answer CONNECT with the destination's labels.

@@ -28,6 +28,7 @@ use ambit_net::dial::Dial;
 use ambit_observe::traffic::Reporter;
 use ambit_runtime::tasks::spawn_local;
 use ambit_tls::{Limits, Lineage, Rejected, Svid, TlsError};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
@@ -74,7 +75,8 @@ pub async fn plain(
 }
 
 /// Opens a stream through a tunnel, on one that is there or a new one. Waits no longer than `limit`
-/// for the tunnel; a dial goes on for a while without its waiters.
+/// for the tunnel; a dial goes on for a while without its waiters. What `early` answers then goes with
+/// the request, where the far end is a workload's own proxy.
 ///
 /// # Errors
 /// Why not.
@@ -84,6 +86,7 @@ pub async fn tunnel(
     way: &Tunnel,
     headers: HeaderMap,
     limit: Option<Duration>,
+    early: impl FnOnce() -> Result<Bytes, Outcome>,
 ) -> Result<Through, Outcome> {
     let svid = pod.svid().await?;
     let place = place(pod, &svid, source, way, limit).await?;
@@ -93,7 +96,14 @@ pub async fn tunnel(
         headers,
     };
     let Some(beyond) = &way.beyond else {
-        let opened = place.open(request).await.map_err(open_failed)?;
+        let early = match way.via_waypoint {
+            true => Bytes::new(),
+            false => early()?,
+        };
+        let opened = place
+            .open_early(request, early)
+            .await
+            .map_err(open_failed)?;
         return Ok(Through {
             opened,
             peer,

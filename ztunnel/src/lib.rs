@@ -9,6 +9,7 @@ pub mod demand;
 pub mod dial;
 pub mod dns;
 pub mod dump;
+mod early;
 pub mod explain;
 pub mod file;
 pub mod flag;

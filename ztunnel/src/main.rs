@@ -34,6 +34,7 @@ Settings come from the environment, with Istio's names:
   ISTIO_META_DNS_PROXY_ADDR        where they are, in each pod: localhost:PORT or ADDRESS:PORT
   CLUSTER_DOMAIN                   what services' names end in
   SAME_NODE_DIRECT                 false: tunnels also between pods of one node
+  EARLY_DATA_ENABLED               false: a connection's first bytes wait until its tunnel's far end has accepted it
   SPLICE_ENABLED                   false: the kernel moves no bytes by itself, all are copied
   TERMINATION_GRACE_PERIOD_SECONDS, CONNECTION_TERMINATION_DEADLINE   time to end
   RUST_LOG, LOG_FORMAT             log filter; plain or json

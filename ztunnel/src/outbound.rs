@@ -3,7 +3,7 @@
 //! 1. Where was it going: the destination before redirection.
 //! 2. Whose is it: the pod's own record.
 //! 3. Decide on one view: refuse calls to ourselves, then [`route::outbound`].
-//! 4. Open the way (dial), trying another while nothing was sent.
+//! 4. Open the way (dial), trying another while nothing was carried.
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ambit_hbone::Stream;
+use ambit_hbone::client::Opened;
 use ambit_model::reason::Reason;
 use ambit_model::route::{self, Outbound, Route, Tunnel};
 use ambit_model::text::Text;
@@ -22,10 +23,11 @@ use ambit_net::options;
 use ambit_net::original_dst::{canonical, original_destination};
 use ambit_observe::access::{Direction, Trace};
 use ambit_relay::tcp::{self, Bulk};
-use ambit_relay::{Closed, relay};
+use ambit_relay::{Closed, Meter, relay};
 use ambit_wire::baggage::Baggage;
 use ambit_wire::forwarded::Forwarded;
 use ambit_wire::trace::TraceParent;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
@@ -36,6 +38,7 @@ use tokio::time::Instant;
 use crate::busy::Work;
 use crate::carry::{self, Beginning, Carry, Relay, unless_ended};
 use crate::dial;
+use crate::early;
 use crate::live::{Carried, Decided, Guard};
 use crate::neighbour::{self, Arrived, Call};
 use crate::pod::ServedPod;
@@ -101,6 +104,7 @@ async fn begin(
         pod,
         source,
         client: record.source_address,
+        stream: client,
         destination,
     };
     connection.open(record).await
@@ -128,7 +132,8 @@ fn destination(client: &TcpStream) -> Result<SocketAddr, Outcome> {
 /// The open way onward.
 enum Onward {
     Plain(TcpStream),
-    Tunnel(Stream),
+    /// With how many of the client's bytes have gone already.
+    Tunnel(Stream, usize),
     Neighbour(Box<Arrived>),
 }
 
@@ -136,6 +141,7 @@ struct Connection<'a> {
     pod: &'a Rc<ServedPod>,
     source: Arc<Workload>,
     client: SocketAddr,
+    stream: &'a TcpStream,
     destination: SocketAddr,
 }
 
@@ -165,6 +171,10 @@ impl Connection<'_> {
             let outcome = match opened {
                 Ok(onward) => {
                     record.open();
+                    if let Onward::Tunnel(_, early) = onward {
+                        early::take(self.stream, early).await?;
+                        record.sent(u64::try_from(early).unwrap_or(0));
+                    }
                     return Ok((guard, onward));
                 }
                 Err(outcome) => outcome,
@@ -285,7 +295,11 @@ impl Connection<'_> {
             parent_id: None,
         });
         let headers = self.headers(way, trace);
-        let through = dial::tunnel(self.pod, &self.source, way, headers, limit).await?;
+        let early = || match self.pod.worker.shared.settings.early_data {
+            true => early::peek(self.stream),
+            false => Ok(Bytes::new()),
+        };
+        let through = dial::tunnel(self.pod, &self.source, way, headers, limit, early).await?;
         if way.beyond.is_some() {
             // Which of the workloads over there it is, only the answer says.
             record.destination.workload = None;
@@ -295,7 +309,8 @@ impl Connection<'_> {
             guard.rests_on(proof, &self.pod.worker.shared.revocation.lists);
         }
         record.destination.identity = Some(through.peer);
-        Ok(Onward::Tunnel(through.opened.stream))
+        let Opened { stream, early, .. } = through.opened;
+        Ok(Onward::Tunnel(stream, early))
     }
 
     /// Hands the connection to a pod of this node.
@@ -399,7 +414,7 @@ impl Carry for Begun {
                 let relayed = tcp::relay(client, server, self.bulk, record).map(outcome);
                 Box::pin(unless_ended(guard, relayed))
             }
-            Onward::Tunnel(stream) => {
+            Onward::Tunnel(stream, _) => {
                 let relayed = relay(client, stream.split(), record).map(outcome);
                 Box::pin(unless_ended(guard, relayed))
             }

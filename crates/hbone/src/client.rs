@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use ambit_tls::Peer;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -87,6 +88,8 @@ pub struct Opened {
     pub stream: Stream,
     /// Headers of the answer, such as the destination's baggage.
     pub headers: HeaderMap,
+    /// How many of the early bytes went with the request.
+    pub early: usize,
 }
 
 impl Tunnel {
@@ -163,21 +166,43 @@ impl Tunnel {
         self.reserve().open(request).await
     }
 
-    async fn open_within(&self, request: Request, lease: Rc<Lived>) -> Result<Opened, OpenError> {
+    async fn open_within(
+        &self,
+        request: Request,
+        early: Bytes,
+        lease: Rc<Lived>,
+    ) -> Result<Opened, OpenError> {
         let limit = self.shared.settings.open_timeout;
-        match tokio::time::timeout(limit, self.negotiate(request, lease)).await {
+        match tokio::time::timeout(limit, self.negotiate(request, early, lease)).await {
             Ok(result) => result.map_err(|error| self.explain(error)),
             Err(_elapsed) => Err(OpenError::Timeout(limit)),
         }
     }
 
-    async fn negotiate(&self, request: Request, lease: Rc<Lived>) -> Result<Opened, OpenError> {
+    async fn negotiate(
+        &self,
+        request: Request,
+        mut early: Bytes,
+        lease: Rc<Lived>,
+    ) -> Result<Opened, OpenError> {
         let link = &self.shared.link;
         let authority = request.authority.to_string();
         let opening = poll_fn(|cx| link.poll_open(cx, &authority, &request.headers));
         let Some((reader, writer)) = opening.await else {
             return Err(self.closed());
         };
+        if !early.is_empty() {
+            let room = poll_fn(|cx| Poll::Ready(writer.poll_room(cx, early.len()))).await;
+            // What there is no room for, or a stream that has failed already, is seen when the answer is there.
+            early.truncate(if let Poll::Ready(Ok(room)) = room {
+                room
+            } else {
+                0
+            });
+            if !early.is_empty() {
+                writer.send(early.clone());
+            }
+        }
         let answer = poll_fn(|cx| reader.poll_answer(cx)).await;
         let answer = answer.map_err(OpenError::from_failure)?;
         let status = answer.status.unwrap_or(StatusCode::BAD_GATEWAY);
@@ -190,6 +215,7 @@ impl Tunnel {
         Ok(Opened {
             stream: Stream::new(reader, writer, Some(lease)),
             headers: answer.headers,
+            early: early.len(),
         })
     }
 
@@ -255,7 +281,16 @@ impl Place {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(self, request: Request) -> Result<Opened, OpenError> {
-        self.tunnel.open_within(request, self.lease).await
+        self.open_early(request, Bytes::new()).await
+    }
+
+    /// The same, and sends what there is room for of `early` without waiting for the answer. A peer that refuses the
+    /// request throws that away (RFC 9110 section 9.3.6: there is no tunnel before a 2xx), so it may be sent again to another one.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open_early(self, request: Request, early: Bytes) -> Result<Opened, OpenError> {
+        self.tunnel.open_within(request, early, self.lease).await
     }
 }
 

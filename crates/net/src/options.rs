@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 
 /// When and how often the kernel asks a silent peer whether it still lives.
@@ -26,6 +27,16 @@ pub struct Keepalive {
 /// The socket is not a TCP socket, or is gone.
 pub fn nodelay(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_tcp_nodelay(true)
+}
+
+/// Copies what has arrived on a connection and was not read, and leaves it to be read.
+///
+/// # Errors
+///
+/// Nothing is there (`WouldBlock`), or the connection broke.
+pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(recv(socket.as_fd().as_raw_fd(), into, flags)?)
 }
 
 /// Turns keep-alive probes on (`SO_KEEPALIVE`, `TCP_KEEPIDLE`, `TCP_KEEPINTVL`, `TCP_KEEPCNT`).

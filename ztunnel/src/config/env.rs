@@ -186,6 +186,7 @@ impl Reader {
             localhost_app_tunnel: self.flag("LOCALHOST_APP_TUNNEL", true),
             same_node_direct: self.flag("SAME_NODE_DIRECT", true),
             splice_enabled: self.flag("SPLICE_ENABLED", true),
+            early_data: self.flag("EARLY_DATA_ENABLED", true),
             response_baggage: self.flag("ENABLE_RESPONSE_BAGGAGE", true),
             admin_addr: SocketAddr::from((
                 Ipv4Addr::LOCALHOST,

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use ambit_relay::Sink;
+use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -141,6 +143,37 @@ fn ended_direction_arrives_whole_though_the_stream_is_broken_off_after() {
         drop((far_in, far_out));
         assert_eq!(read_to_end(&mut near_in).await.unwrap().len(), 200_000);
         drop(near_out);
+    });
+}
+
+#[test]
+fn early_bytes_go_with_the_request_as_far_as_there_is_room() {
+    live(async |peer| {
+        for (window, sent) in [(1_000_000, 3000), (1000, 1000)] {
+            let settings = Settings {
+                stream_window: window,
+                max_streams: 7,
+                ..Settings::default()
+            };
+            let (tunnel, mut incoming) = ends(&peer, &settings, 16 * 1024).await;
+            while tunnel.capacity() != settings.max_streams {
+                tokio::task::yield_now().await; // the server's settings are on their way
+            }
+            let early = Bytes::from(vec![7; 3000]);
+            let opening = tokio::task::spawn_local(tunnel.reserve().open_early(request(), early));
+            let exchange = incoming.next().await.unwrap().unwrap();
+            assert!(!opening.is_finished());
+            let (mut source, _sink) = exchange.accept(HeaderMap::new()).unwrap().split();
+            // The answer leaves when the connection is driven again.
+            let first = read(&mut source).now_or_never().unwrap();
+            assert_eq!(first.unwrap().unwrap(), vec![7; sent]);
+            tokio::task::spawn_local(async move { while incoming.next().await.is_some() {} });
+            let opened = opening.await.unwrap().unwrap();
+            assert_eq!(opened.early, sent);
+            let (_from, mut to) = opened.stream.split();
+            close(&mut to).await.unwrap();
+            assert!(read_to_end(&mut source).await.unwrap().is_empty());
+        }
     });
 }
 

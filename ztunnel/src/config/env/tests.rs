@@ -42,7 +42,7 @@ fn starts_with_nothing_set() {
     assert_eq!(s.admin_addr.to_string(), "127.0.0.1:15000");
     assert_eq!(s.stats_addr.to_string(), "[::]:15020");
     assert_eq!(s.metrics, Limits::default());
-    assert!(s.same_node_direct && s.splice_enabled);
+    assert!(s.same_node_direct && s.splice_enabled && s.early_data);
 }
 
 #[test]
