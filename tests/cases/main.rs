@@ -8,6 +8,7 @@ mod early;
 mod enrolment;
 mod failure;
 mod faults;
+mod handshakes;
 mod inventory;
 mod istio;
 mod load;
