@@ -93,7 +93,8 @@ impl Place {
             Beside::Nothing => ours,
             _ => ten(ours.namespace("side", &[]), "side"),
         };
-        let istio = std::env::var_os(ISTIO_PROGRAM).map(PathBuf::from);
+        let istio = std::env::var_os(ISTIO_PROGRAM).filter(|program| !program.is_empty());
+        let istio = istio.map(PathBuf::from);
         let istio = istio.map(|program| World::start(mesh("istio").node_proxy(&program)));
         let place = Self {
             ours: World::start(ours)?,
@@ -161,6 +162,15 @@ impl Place {
             (own + one.own, shared.max(one.resident - one.own))
         });
         (own + NODES * shared) as f64
+    }
+
+    /// What of it is the programs' own, and not their text, which the kernel maps and can take back.
+    #[must_use]
+    pub fn own_memory(&self, arm: Arm) -> f64 {
+        let own = self
+            .programs(arm)
+            .filter_map(|name| Some(self.world(arm).programs().memory(&name)?.own));
+        own.sum::<u64>() as f64
     }
 
     fn programs(&self, arm: Arm) -> impl Iterator<Item = String> {

@@ -76,6 +76,8 @@ pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
                 arm,
                 each,
             );
+            let own = place.own_memory(arm) / 2.0 / MIB;
+            table.add("of it private, MiB", Better::Less, arm, own);
         }
     }
     for round in 1..=effort.rounds {
