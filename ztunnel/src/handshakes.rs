@@ -154,15 +154,23 @@ impl Drop for Counted {
     }
 }
 
-/// When each source that owes has paid.
+/// What sources owe.
 #[derive(Debug, Default)]
-struct Debts(RefCell<HashMap<IpAddr, Instant>>);
+struct Debts(RefCell<HashMap<IpAddr, Debt>>);
+
+#[derive(Debug)]
+struct Debt {
+    /// When all of it is paid.
+    paid: Instant,
+    /// Somebody was told, since it began.
+    told: bool,
+}
 
 impl Debts {
     fn of(&self, source: IpAddr) -> Duration {
-        let paid = self.0.borrow().get(&source).copied();
-        paid.map_or(Duration::ZERO, |paid| {
-            paid.saturating_duration_since(Instant::now())
+        let all = self.0.borrow();
+        all.get(&source).map_or(Duration::ZERO, |debt| {
+            debt.paid.saturating_duration_since(Instant::now())
         })
     }
 
@@ -170,22 +178,27 @@ impl Debts {
         let mut all = self.0.borrow_mut();
         let now = Instant::now();
         if all.len() >= MOST_SOURCES && !all.contains_key(&source) {
-            all.retain(|_, paid| *paid > now);
+            all.retain(|_, debt| debt.paid > now);
             if all.len() >= MOST_SOURCES {
                 return;
             }
         }
-        let paid = all.entry(source).or_insert(now);
-        let owes = (paid.saturating_duration_since(now) + PACE).min(PATIENCE + LONGEST);
-        *paid = now + owes;
-        if owes > PATIENCE && owes <= PATIENCE + PACE {
+        let debt = all.entry(source).or_insert(Debt {
+            paid: now,
+            told: false,
+        });
+        let before = debt.paid.saturating_duration_since(now);
+        let owes = (before + PACE).min(PATIENCE + LONGEST);
+        debt.paid = now + owes;
+        debt.told &= !before.is_zero();
+        if owes > PATIENCE && !std::mem::replace(&mut debt.told, true) {
             tracing::warn!(%source, "this source wastes handshakes: its next ones wait for one another");
         }
     }
 
     fn give_back(&self, source: IpAddr) {
-        if let Some(paid) = self.0.borrow_mut().get_mut(&source) {
-            *paid = paid.checked_sub(PACE).unwrap_or(*paid);
+        if let Some(debt) = self.0.borrow_mut().get_mut(&source) {
+            debt.paid = debt.paid.checked_sub(PACE).unwrap_or(debt.paid);
         }
     }
 }
