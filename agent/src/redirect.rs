@@ -1,5 +1,8 @@
 //! Redirection of one pod as a whole: our table and the policy route, in the pod's namespace.
 //!
+//! Besides, the kernel is asked to let the application's end of a connection take over the mark of its opening segment
+//! ([`crate::rules`] says why). That saves time and changes nothing else, so it is only tried.
+//!
 //! All calls here enter the namespace on the calling thread for the instant of opening sockets, and talk to the kernel; they do
 //! not wait for anybody else. Call them from a thread that may block for milliseconds.
 
@@ -7,6 +10,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
+use ambit_net::listen::take_marks;
 use ambit_net::netns::Netns;
 use netlink_packet_core::{Emitable, Parseable};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -32,6 +36,11 @@ pub enum Mode {
 /// no effect without the table.
 pub fn install(netns: &Netns, mode: Mode, options: &Options, owner: &Owner) -> io::Result<()> {
     let mut sockets = Sockets::open(netns)?;
+    if !netns.run(|| take_marks(true))? {
+        tracing::debug!(
+            "net.ipv4.tcp_fwmark_accept cannot be set: each answer of the pod's applications is routed twice"
+        );
+    }
     for family in sockets.families() {
         route::install(&mut sockets.route, family)?;
     }
@@ -68,6 +77,8 @@ pub fn remove(netns: &Netns) -> io::Result<()> {
     for family in [route::Family::V4, route::Family::V6] {
         route::remove(&mut sockets.route, family)?;
     }
+    // Without the rules nothing carries a mark.
+    let _ = netns.run(|| take_marks(false))?;
     Ok(())
 }
 

@@ -126,6 +126,51 @@ fn the_proxy_reaches_the_application_with_the_address_of_the_client() {
 }
 
 #[test]
+fn the_applications_end_has_the_tag_so_that_its_answers_are_routed_once() {
+    let pair = enrolled("tag", &Options::default());
+    let mut open = Vec::new();
+    for (pod, client) in pair.addresses() {
+        let stream = pair.open_spoofed(client, SocketAddr::new(pod, APP), PROXY_MARK);
+        open.extend(stream);
+    }
+    for stream in &mut open {
+        assert_eq!(echo(stream), "application");
+    }
+    let ends = pair.in_pod(&format!("ss -Htne state all sport = :{APP}"));
+    let tagged = ends.lines().filter(|end| end.contains("fwmark:0x111"));
+    assert_eq!(tagged.count(), 2, "one of each family in\n{ends}");
+}
+
+#[test]
+fn where_the_kernel_does_not_tag_the_applications_end_answers_return_all_the_same() {
+    let pair = enrolled("untag", &Options::default());
+    pair.in_pod("sysctl -qw net.ipv4.tcp_fwmark_accept=0");
+    for (pod, client) in pair.addresses() {
+        let seen = pair.spoofed(client, SocketAddr::new(pod, APP), PROXY_MARK);
+        assert_eq!(seen, Reply::From("application"), "{client} -> {pod}");
+    }
+}
+
+#[test]
+fn connections_that_were_redirected_are_not_tagged() {
+    let pair = enrolled("plain", &Options::default());
+    // What the proxy accepts carries its mark too.
+    pair.in_pod("nft add table inet test");
+    pair.in_pod("nft add chain inet test out '{ type filter hook output priority -160; }'");
+    let of_proxy = format!("tcp sport {OUTBOUND_PORT} oif lo meta mark set {PROXY_MARK}");
+    pair.in_pod(&format!("nft add rule inet test out {of_proxy}"));
+    for (_, client) in pair.addresses() {
+        let mut outbound = pair.open_from_pod(SocketAddr::new(client, APP));
+        for _ in 0..3 {
+            assert_eq!(echo(&mut outbound), "outbound");
+        }
+    }
+    let rules = pair.in_pod("nft list chain inet ambit mark-out");
+    let copies = rules.lines().find(|rule| rule.contains("set ct mark"));
+    assert!(copies.unwrap().contains("packets 0 "), "{rules}");
+}
+
+#[test]
 fn a_closed_proxy_refuses_and_nothing_slips_past_it() {
     let pair = Pair::new("closed");
     pair.serve_in_pod(APP, "application");
@@ -343,6 +388,8 @@ fn nothing_is_left_after_removal_and_removal_twice_is_fine() {
         State::Absent
     );
     assert_eq!(redirect::owner(&pair.pod).unwrap(), None);
+    let taken = pair.in_pod("sysctl -n net.ipv4.tcp_fwmark_accept");
+    assert_eq!(taken.trim(), "0");
 }
 
 #[test]
@@ -415,7 +462,7 @@ fn the_rules_read_as_intended_in_the_words_of_nft() {
         "type route hook output priority mangle; policy accept;",
         "iif != \"lo\" tcp flags syn / syn,rst,ack tcp dport != 15008 redirect to :15006",
         "oif != \"lo\" tcp flags syn / syn,rst,ack meta mark & 0x00000fff != 0x00000539 redirect to :15001",
-        "ct mark & 0x00000fff == 0x00000111 meta mark set ct mark",
+        "meta mark & 0x00000fff != 0x00000539 ct mark & 0x00000fff == 0x00000111 meta mark set ct mark",
     ] {
         assert!(text.contains(line), "{line}\nnot in\n{text}");
     }

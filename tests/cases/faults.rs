@@ -186,13 +186,22 @@ fn link(pod: &Pod, arguments: &[&str]) {
 fn a_pod_whose_network_is_torn_down_under_live_traffic_hurts_nobody_else() {
     let world = WORLD.alone();
     let (client, near) = (world.pod("mesh/client"), world.pod("mesh/near"));
-    let ticks = near.serve_ticks(9803, Duration::from_millis(50));
+    let ticks = [9803, 9806].map(|port| near.serve_ticks(port, Duration::from_millis(50)));
     let _echo = world.pod("mesh/server").serve_echo(9803);
-    let mut live = client.connect("mesh/near:9803").unwrap();
-    live.read_exact(&mut [0; 5]).unwrap();
+    let mut live = ["mesh/near:9803", "mesh/near:9806"].map(|to| client.connect(to).unwrap());
+    for live in &mut live {
+        live.read_exact(&mut [0; 5]).unwrap();
+        live.set_read_timeout(Some(BOUND)).unwrap();
+    }
     // As when a runtime kills a pod: its links go first, then its processes, then it is said.
+    let ([lives_on, ends], [mut cut, mut ended]) = (ticks, live);
     link(near, &["set", "eth0", "down"]);
-    drop(ticks);
+    drop(ends);
+    let last_words = ended.read_to_end(&mut Vec::new());
+    assert!(
+        last_words.is_ok(),
+        "what the application says needs no link: {last_words:?}"
+    );
     for _ in 0..5 {
         assert!(client.reaches("mesh/server:9803"));
     }
@@ -209,13 +218,12 @@ fn a_pod_whose_network_is_torn_down_under_live_traffic_hurts_nobody_else() {
     });
     assert!(world.programs().runs("ztunnel-n1") && world.programs().runs("agent-n1"));
     assert!(client.reaches("mesh/server:9803"));
-    live.set_read_timeout(Some(BOUND)).unwrap();
-    let mut rest = Vec::new();
-    let ended = live.read_to_end(&mut rest);
+    let heard = cut.read_to_end(&mut Vec::new());
     assert!(
-        ended.is_err(),
-        "cut, and not as if it had been all: {ended:?}"
+        heard.is_err(),
+        "cut, and not as if it had been all: {heard:?}"
     );
+    drop(lives_on);
 }
 
 /// Stops a program until this is dropped.

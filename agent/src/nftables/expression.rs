@@ -150,11 +150,14 @@ impl Expressions {
                 self.mask(&(!MARK_MASK).to_ne_bytes(), &TAG_MARK.to_ne_bytes());
                 self.set_tracking(Tracking::Mark);
             }
+            Action::TagPacket => {
+                self.load_meta(Meta::Mark);
+                self.mask(&(!MARK_MASK).to_ne_bytes(), &TAG_MARK.to_ne_bytes());
+                self.set_mark();
+            }
             Action::CopyMark => {
                 self.load_tracking(Tracking::Mark);
-                let mut data = Attributes::new();
-                data.number(2, Meta::Mark as u32).number(3, REGISTER);
-                self.add("meta", data);
+                self.set_mark();
             }
             Action::Zone(zone) => {
                 self.immediate(&zone.to_ne_bytes());
@@ -217,6 +220,12 @@ impl Expressions {
         let mut data = Attributes::new();
         data.number(1, REGISTER).number(2, key as u32);
         self.add("ct", data);
+    }
+
+    fn set_mark(&mut self) {
+        let mut data = Attributes::new();
+        data.number(2, Meta::Mark as u32).number(3, REGISTER);
+        self.add("meta", data);
     }
 
     fn set_tracking(&mut self, key: Tracking) {

@@ -73,8 +73,7 @@ fn a_pod_that_bypasses_inbound_capture_keeps_the_tagging_pair() {
     };
     assert_eq!(of(&options, Chain::In), Vec::new());
     assert_eq!(of(&options, Chain::GuardIn), Vec::new());
-    assert_eq!(of(&options, Chain::MarkIn).len(), 1);
-    assert_eq!(of(&options, Chain::MarkOut).len(), 1);
+    assert_eq!(of(&options, Chain::MarkOut).len(), 3);
     assert_eq!(of(&options, Chain::Out).len(), 1);
 }
 

@@ -114,8 +114,18 @@ impl Pair {
         ask(socket, to.into())
     }
 
-    /// From inside the pod with a foreign source, as the proxy does; also checks what the server saw.
+    /// From inside the pod with a foreign source, as the proxy does.
     pub(crate) fn spoofed(&self, source: IpAddr, to: SocketAddr, mark: u32) -> Reply {
+        self.open_spoofed(source, to, mark)
+            .map_or(Reply::Nothing, reply)
+    }
+
+    pub(crate) fn open_spoofed(
+        &self,
+        source: IpAddr,
+        to: SocketAddr,
+        mark: u32,
+    ) -> Option<TcpStream> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -131,15 +141,12 @@ impl Pair {
         let stream = runtime.block_on(async {
             let stream = dial.connect().await.ok()?;
             Some(stream.into_std().unwrap())
-        });
-        let Some(stream) = stream else {
-            return Reply::Nothing;
-        };
+        })?;
         stream.set_nonblocking(false).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
-        reply(stream)
+        Some(stream)
     }
 
     pub(crate) fn open_from_client(&self, to: SocketAddr) -> TcpStream {

@@ -34,6 +34,7 @@ pub mod seqpacket;
 pub mod splice;
 
 mod error;
+mod sysctl;
 
 pub use error::Error;
 

@@ -6,6 +6,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Result;
 use crate::error::Named;
+use crate::sysctl;
 
 /// Whether a listener should accept connections for addresses that are not this machine's, and
 /// so keep the original destination as its local address (`IP_TRANSPARENT`).
@@ -40,14 +41,6 @@ pub struct TcpListen {
 /// Enough for a burst of new connections during one long turn of the event loop.
 pub const DEFAULT_BACKLOG: u32 = 1024;
 
-/// Where the kernel takes the setting of [`hand_over`]. In a container that is not privileged the
-/// first is read-only; ours is given the host's as the second. Either shows the namespace of
-/// whoever looks.
-const HAND_OVER: [&str; 2] = [
-    "/proc/sys/net/ipv4/tcp_migrate_req",
-    "/host/proc/sys/net/ipv4/tcp_migrate_req",
-];
-
 /// Says whether, in the calling thread's namespace, connections that wait to be accepted by a
 /// listener that closes go to another listener of the same port (with
 /// [`reuse_port`](TcpListen::reuse_port)) in place of being reset: without it, a client whose
@@ -56,10 +49,17 @@ const HAND_OVER: [&str; 2] = [
 /// Answers whether the kernel took it.
 #[must_use]
 pub fn hand_over(wanted: bool) -> bool {
-    let value = if wanted { "1" } else { "0" };
-    HAND_OVER
-        .iter()
-        .any(|file| std::fs::write(file, value).is_ok())
+    sysctl::set("ipv4/tcp_migrate_req", wanted)
+}
+
+/// Says whether, in the calling thread's namespace, the application's end of a new connection has the
+/// mark that the opening segment carries, so that its answers are routed by it. Both families, and
+/// only for listeners without a mark of their own; kernel 4.1.
+///
+/// Answers whether the kernel took it.
+#[must_use]
+pub fn take_marks(wanted: bool) -> bool {
+    sysctl::set("ipv4/tcp_fwmark_accept", wanted)
 }
 
 impl TcpListen {
