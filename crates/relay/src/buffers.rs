@@ -1,6 +1,6 @@
 //! Read buffers kept by the thread, so that only connections with bytes in flight hold any.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use bytes::BytesMut;
 
@@ -8,12 +8,43 @@ use crate::growth::SIZES;
 
 /// Free buffers kept for each size: half a MiB of each, which serves a burst of wake-ups in one
 /// turn of the event loop without asking the allocator.
-const KEPT: [usize; SIZES.len()] = [128, 32, 8];
+const KEPT: [usize; SIZES.len()] = [128, 32, 8, 4];
+
+/// The class of the longest buffers.
+pub(crate) const LONGEST: usize = SIZES.len() - 1;
+
+/// Longest buffers that the connections of one thread have in hand at once: 8 MiB. Whoever comes later has one half as long. So a
+/// thousand connections whose other ends stand still hold half as much as if each had filled the longest.
+const MOST_LONGEST: usize = 64;
 
 thread_local! {
+    static IN_HAND: Cell<usize> = const { Cell::new(0) };
     static FREE: RefCell<[Vec<BytesMut>; SIZES.len()]> = const {
-        RefCell::new([Vec::new(), Vec::new(), Vec::new()])
+        RefCell::new([const { Vec::new() }; SIZES.len()])
     };
+}
+
+/// Leave to have one of the longest buffers in hand.
+#[derive(Debug)]
+pub(crate) struct Longest(());
+
+impl Longest {
+    /// None when there are enough.
+    pub(crate) fn get() -> Option<Self> {
+        let taken = IN_HAND.try_with(|now| {
+            let may = now.get() < MOST_LONGEST;
+            now.set(now.get() + usize::from(may));
+            may
+        });
+        taken.is_ok_and(|may| may).then(|| Self(()))
+    }
+}
+
+impl Drop for Longest {
+    fn drop(&mut self) {
+        // When the thread is ending nobody asks any more.
+        let _ = IN_HAND.try_with(|now| now.set(now.get().saturating_sub(1)));
+    }
 }
 
 /// An empty buffer with at least the room of `class`.
@@ -53,7 +84,7 @@ pub(crate) fn size(class: usize) -> usize {
 mod tests {
     use bytes::BufMut;
 
-    use super::{KEPT, give_back, take};
+    use super::{KEPT, Longest, MOST_LONGEST, give_back, take};
 
     #[test]
     fn a_buffer_comes_back_to_the_next_taker() {
@@ -90,6 +121,16 @@ mod tests {
         give_back(buffer, 2);
         assert_eq!(kept(), before);
         drop(chunk);
+    }
+
+    #[test]
+    fn few_have_the_longest_and_another_may_when_one_is_done() {
+        let mut held: Vec<_> = std::iter::from_fn(Longest::get).collect();
+        assert_eq!(held.len(), MOST_LONGEST);
+        held.pop();
+        held.extend(Longest::get());
+        assert_eq!(held.len(), MOST_LONGEST);
+        assert!(Longest::get().is_none());
     }
 
     #[test]

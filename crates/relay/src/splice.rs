@@ -36,7 +36,7 @@ use crate::growth::LONGEST_PIECE;
 use crate::pipes;
 use crate::tcp::{TcpSink, TcpSource, would_block};
 
-/// A read that counts as large: half of the largest buffer, the least room that such a read is offered.
+/// A read that counts as large: half of the largest buffer, which is what a read brings in one packet.
 const LARGE: usize = LONGEST_PIECE / 2;
 
 /// Bytes between two rests below which a direction is not bulk any more: what a rest costs more with a pipe, one call that finds

@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::buffers;
+use crate::buffers::{self, Longest};
 use crate::close::Closed;
 use crate::growth::Growth;
 use crate::halves::{Sink, Source};
@@ -67,6 +67,7 @@ pub fn split(stream: TcpStream) -> (TcpSource, TcpSink) {
         buffer: BytesMut::new(),
         class: 0,
         growth: Growth::default(),
+        longest: None,
     };
     (
         source,
@@ -107,6 +108,8 @@ pub struct TcpSource {
     /// What the buffer had room for when it was made.
     class: usize,
     growth: Growth,
+    /// While its buffer is one of the longest.
+    longest: Option<Longest>,
 }
 
 impl TcpSource {
@@ -115,7 +118,7 @@ impl TcpSource {
     /// A read that leaves room has emptied the socket (epoll(7), question 9), so the runtime's
     /// readiness is cleared by answering "would block", which saves a read that brings nothing.
     fn read(&mut self) -> io::Result<usize> {
-        let class = self.growth.class();
+        let class = self.next_class();
         let wanted = buffers::size(class);
         if self.buffer.capacity() == 0 {
             self.buffer = buffers::take(class);
@@ -141,6 +144,17 @@ impl TcpSource {
         Ok(read)
     }
 
+    /// As large as reads have shown, and the longest only while few are in hand.
+    fn next_class(&mut self) -> usize {
+        let class = self.growth.class();
+        if class < buffers::LONGEST {
+            self.longest = None;
+            return class;
+        }
+        self.longest = self.longest.take().or_else(Longest::get);
+        class - usize::from(self.longest.is_none())
+    }
+
     /// Ready when there may be something to [`fill`](Self::fill) a pipe with.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.shared.stream.poll_read_ready(cx)
@@ -159,6 +173,7 @@ impl TcpSource {
     }
 
     fn rest(&mut self) {
+        self.longest = None;
         if self.buffer.capacity() > 0 {
             self.growth.rest();
             buffers::give_back(std::mem::take(&mut self.buffer), self.class);

@@ -4,6 +4,8 @@
 //! buffers that we own, so that a byte is copied once on its way out and once on its way in, and one
 //! system call carries as many records as there are.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rustls::ConnectionTrafficSecrets;
 
 use crate::aead::{Algorithm, Key, Library, TAG};
@@ -13,13 +15,13 @@ use crate::error::TlsError;
 pub(crate) const HEADER: usize = 5;
 /// RFC 8446 5.1: most plaintext in one record.
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
-/// Most plaintext in a record of ours. Four such records are [`WORTH_WRITING`], and hold the longest piece that a relay gives (61 KiB)
-/// with the head of its frame: so frame, records, write and packet begin and end together.
+/// Most plaintext in a record of ours. Eight such records are [`WORTH_WRITING`], and hold the longest piece that a relay gives (122 KiB)
+/// with the head of its frame: so frame, records, write and packets begin and end together.
 const PLAINTEXT: usize = 15_619;
-/// Sealed bytes that are worth a write before the flush, and the most in one write: four records. The kernel makes one packet of
-/// them, which is cut for the wire late. With some hundred bytes more it would be two, for common sizes of segments: the relay's
-/// `LONGEST_PIECE` has the reckoning.
-pub(crate) const WORTH_WRITING: usize = 4 * (HEADER + PLAINTEXT + 1 + TAG);
+/// Sealed bytes that are worth a write before the flush, and the most in one write: eight records. The kernel makes two packets of
+/// them, which are cut for the wire late. With some hundred bytes more there would be a third, for common sizes of segments: the
+/// relay's `LONGEST_PIECE` has the reckoning.
+pub(crate) const WORTH_WRITING: usize = 8 * (HEADER + PLAINTEXT + 1 + TAG);
 /// RFC 8446 5.2: most bytes of one protected record after its header.
 const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
 /// RFC 8446 5.5 allows 2^24.5 full records under one AES-GCM key: new keys well before.
@@ -164,7 +166,7 @@ pub(crate) struct Outgoing {
 
 /// Sealed bytes that wait for the transport, at most. Twice what one write takes, so that the
 /// transport has something while the next records are made.
-const OUTGOING: usize = 128 * 1024;
+const OUTGOING: usize = 256 * 1024;
 /// Space kept when little is sent: one request or answer.
 const OUTGOING_IDLE: usize = 4 * 1024;
 /// Little sends in a row before space is given back.
@@ -301,15 +303,41 @@ pub(crate) struct Ingoing {
     end: usize,
     /// Reads in a row that filled little of the space.
     small: u8,
+    /// While the space is the longest.
+    longest: Option<Longest>,
 }
 
-/// Space for ingoing bytes: for an idle connection, for one record, and for a stream of them (four
-/// records in one read).
-const STEPS: [usize; 3] = [
+/// Space for ingoing bytes: for an idle connection, for one record, and for a stream of them (one packet, and what the other end
+/// writes at once).
+const STEPS: [usize; 4] = [
     4 * 1024,
     HEADER + MAX_PROTECTED,
     4 * (HEADER + MAX_PROTECTED),
+    LONGEST,
 ];
+const LONGEST: usize = 8 * (HEADER + MAX_PROTECTED);
+/// Connections of this process that may have the longest space: with 16 MiB together. Further ones have half of it, so that whoever
+/// opens thousands of connections and sends once on each gets no more of our memory for that.
+pub(crate) const MOST_LONGEST: usize = 128;
+static HAVE_LONGEST: AtomicUsize = AtomicUsize::new(0);
+
+/// Leave to have the longest space.
+pub(crate) struct Longest(());
+
+impl Longest {
+    pub(crate) fn get() -> Option<Self> {
+        let one_more = |now| (now < MOST_LONGEST).then_some(now + 1);
+        let taken = HAVE_LONGEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.ok().map(|_| Self(()))
+    }
+}
+
+impl Drop for Longest {
+    fn drop(&mut self) {
+        HAVE_LONGEST.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Small reads in a row before space is given back.
 const SMALL_READS: u8 = 32;
 
@@ -325,6 +353,7 @@ impl Ingoing {
             start,
             end,
             small: 0,
+            longest: None,
         };
         if this.bytes.len() < STEPS[0] {
             this.bytes.resize(STEPS[0], 0);
@@ -426,6 +455,7 @@ impl Ingoing {
             self.small = 0;
             self.bytes.truncate(STEPS[0]);
             self.bytes.shrink_to_fit();
+            self.longest = None;
         }
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
@@ -437,7 +467,12 @@ impl Ingoing {
         if self.end >= space {
             self.small = 0;
             let next = STEPS.into_iter().find(|step| *step > space);
-            self.resize(next.unwrap_or(space));
+            if next == Some(LONGEST) {
+                self.longest = Longest::get();
+            }
+            if next != Some(LONGEST) || self.longest.is_some() {
+                self.resize(next.unwrap_or(space));
+            }
         } else if space > STEPS[0] && count < STEPS[0] / 2 {
             self.small = self.small.saturating_add(1);
         } else {

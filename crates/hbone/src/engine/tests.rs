@@ -343,12 +343,12 @@ fn streams_take_turns_a_frame_each() {
     end.hear(&setting(MAX_FRAME_SIZE, 1 << 20)).unwrap();
     end.hear(&credit(1, 1 << 20)).unwrap();
     end.says();
-    end.engine.send(streams[0].0, Bytes::from(vec![1; 70_000]));
+    end.engine.send(streams[0].0, Bytes::from(vec![1; 130_000]));
     let lengths: Vec<usize> = end.says().iter().map(|(head, _)| head.length).collect();
     let piece = Settings::default().send_piece;
     assert_eq!(
         lengths,
-        [piece, 70_000 - piece],
+        [piece, 130_000 - piece],
         "no longer than one of ours"
     );
 }

@@ -111,7 +111,7 @@ fn bad_on_the_connection() -> Vec<Bad> {
             Code::FLOW_CONTROL_ERROR,
             credit(0, MOST),
         ),
-        bad("a frame too long", size, frame(0xf0, 0, 0, &[0; 65_537])),
+        bad("a frame too long", size, frame(0xf0, 0, 0, &[0; 131_073])),
         bad(
             "the rest of another block",
             protocol,
