@@ -103,7 +103,8 @@ echo "  the server's node proxy:"; log_of ztunnel-n2 'direction="\?inbound\|"dir
 show in_ns n2 "$bin/ambitctl" certificates
 
 part "L4: a DENY takes effect on a live connection"
-start ticker batch sh -c "nc 10.96.0.12 9000; echo; echo closed at \$(date +%T.%N)"
+# bash's own sockets: a fresh machine need not have a program for this.
+start ticker batch bash -c "exec 3<>/dev/tcp/10.96.0.12/9000 && cat <&3; echo; echo closed at \$(date +%T.%N)"
 eventually 10 "prices flow to reports/batch" grep -q "price 3" "$state/log/ticker.log"
 show tail -n 2 "$state/log/ticker.log"
 show cp deploy/one-machine/steps/deny-reports.yaml "$manifests/"
