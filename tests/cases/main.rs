@@ -13,6 +13,7 @@ mod inventory;
 mod istio;
 mod load;
 mod mesh;
+mod names;
 mod neighbours;
 mod network;
 mod observation;

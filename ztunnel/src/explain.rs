@@ -243,6 +243,12 @@ fn route_shown(decided: &Result<Route, ambit_model::reason::Reason>) -> Value {
             "workload": upstream.as_ref().map(|workload| &workload.uid),
             "service": service.as_ref().map(|service| &service.key),
         }),
+        Ok(Route::Named(named)) => json!({
+            "kind": "named",
+            "hostname": named.hostname(),
+            "workload": named.upstream().uid,
+            "service": named.service().map(|service| &service.key),
+        }),
         Ok(Route::Tunnel(Tunnel {
             next_hop,
             authority,
@@ -295,6 +301,8 @@ fn admission(view: &View, client: &Workload, route: &Route) -> Option<Value> {
             };
             Some(admitted(view, upstream, &arrival))
         }
+        // What listens behind a name outside the cluster is no concern of the mesh.
+        Route::Named(_) => None,
         Route::Tunnel(way) if way.beyond.is_some() => None,
         Route::Tunnel(way) => {
             let arrival = Inbound {

@@ -19,6 +19,7 @@ pub mod inpod;
 mod issuer;
 pub mod live;
 pub mod metrics;
+pub mod names;
 pub mod neighbour;
 pub mod outbound;
 pub mod passthrough;

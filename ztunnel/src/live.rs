@@ -262,6 +262,13 @@ impl Guard {
         }
     }
 
+    /// Says where an outbound connection leads after all, once the name it was routed by is resolved.
+    pub fn leads(&self, carried: Carried) {
+        if let Some(entry) = self.live.entries.borrow_mut().get_mut(self.key) {
+            entry.decided = Decided::Outbound(carried);
+        }
+    }
+
     /// Waits until the connection may not go on, and says why. Cancel safe.
     pub async fn ended(&self) -> Refusal {
         poll_fn(|cx| {

@@ -18,6 +18,7 @@ use ambit_observe::access::AccessLog;
 use ambit_observe::metrics::{Descriptor, Family, Handle, Kind, Registry};
 use ambit_observe::traffic::{Reporter, Tcp};
 
+use crate::names::Named;
 use crate::verdict::{Tried, Tries};
 
 ambit_observe::series! {
@@ -65,6 +66,8 @@ pub struct Metrics {
     pub dns: crate::dns::metrics::Families,
     /// Dry-run policies.
     pub tries: Family<Tries>,
+    /// Names that were resolved.
+    pub names: Family<Named>,
 }
 
 impl Metrics {
@@ -91,6 +94,7 @@ impl Metrics {
             pods: registry.single(),
             dns: crate::dns::metrics::Families::new(registry),
             tries: Tried::register(registry),
+            names: registry.family(),
         }
     }
 }

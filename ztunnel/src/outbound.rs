@@ -3,7 +3,7 @@
 //! 1. Where was it going: the destination before redirection.
 //! 2. Whose is it: the pod's own record.
 //! 3. Decide on one view: refuse calls to ourselves, then [`route::outbound`].
-//! 4. Open the way (dial), trying another while nothing was carried.
+//! 4. Open the way (a name resolved first, where that is all there is; dial), trying another while nothing was carried.
 //! 5. Relay, raced with whatever forbids it later.
 //! 6. Record one reason.
 
@@ -166,7 +166,7 @@ impl Connection<'_> {
             let opened = tokio::select! {
                 biased;
                 refusal = guard.ended() => Err(refusal.into()),
-                opened = self.dial(&route, limit, &guard, record) => opened,
+                opened = self.take(&route, limit, &guard, record) => opened,
             };
             let outcome = match opened {
                 Ok(onward) => {
@@ -228,23 +228,28 @@ impl Connection<'_> {
     }
 
     fn register(&self, route: &Route) -> Guard {
+        let decided = Decided::Outbound(self.carried(route));
+        self.pod.register(decided, self.client, None)
+    }
+
+    fn carried(&self, route: &Route) -> Carried {
         let (upstream, next_hop) = match route {
             Route::Plain { to, upstream, .. } => (upstream.clone(), *to),
             Route::Tunnel(tunnel) => (Some(Arc::clone(&tunnel.upstream)), tunnel.next_hop),
+            // Until its name is resolved.
+            Route::Named(named) => (Some(Arc::clone(named.upstream())), self.destination),
         };
-        let carried = Carried {
+        Carried {
             source: Arc::clone(&self.source),
             upstream,
             next_hop,
             protocol: match route {
-                Route::Plain { .. } => "TCP",
+                Route::Plain { .. } | Route::Named(_) => "TCP",
                 Route::Tunnel(way) if way.beyond.is_some() => "DOUBLEHBONE",
                 Route::Tunnel(_) => "HBONE",
             },
             wanted: self.destination,
-        };
-        self.pod
-            .register(Decided::Outbound(carried), self.client, None)
+        }
     }
 
     fn describe(&self, route: &Route, record: &mut Record) {
@@ -261,6 +266,12 @@ impl Connection<'_> {
                 way.next_hop,
                 Some(way.authority.clone()),
             ),
+            // Until its name is resolved.
+            Route::Named(named) => {
+                record.service = named.service().cloned();
+                record.destination.workload = Some(Arc::clone(named.upstream()));
+                return;
+            }
         };
         record.destination.workload = upstream;
         record.service = service.clone();
@@ -268,6 +279,27 @@ impl Connection<'_> {
         // Both ends of a tunnel are who they say, or it is not made.
         record.source.identity = authority.as_ref().map(|_| self.source.identity.clone());
         record.authority = authority;
+    }
+
+    /// Dials, once it is known where to.
+    async fn take(
+        &self,
+        route: &Route,
+        limit: Option<Duration>,
+        guard: &Guard,
+        record: &mut Record,
+    ) -> Result<Onward, Outcome> {
+        let Route::Named(named) = route else {
+            return self.dial(route, limit, guard, record).await;
+        };
+        let (names, like) = (&self.pod.worker.names, self.destination.ip());
+        let begun = Instant::now();
+        let resolving = names.resolve(&self.source, named.hostname(), like, limit);
+        let route = named.at(resolving.await?);
+        self.describe(&route, record);
+        guard.leads(self.carried(&route));
+        let limit = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+        Box::pin(self.dial(&route, limit, guard, record)).await
     }
 
     async fn dial(
@@ -283,6 +315,7 @@ impl Connection<'_> {
                 return Ok(Onward::Plain(dial::plain(self.pod, *to, limit).await?));
             }
             Route::Tunnel(way) => way,
+            Route::Named(_) => return Err(Reason::Bug.into()),
         };
         if let Some(neighbour) = neighbour::find(self.pod, way) {
             return self.hand_over(neighbour, way, limit, guard, record).await;

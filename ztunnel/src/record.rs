@@ -98,6 +98,26 @@ pub struct Party {
     pub identity: Option<Identity>,
 }
 
+/// Writes the labels of a client that `workload` is.
+pub fn source_labels(labels: &mut Labels, workload: &Workload) {
+    known_side(workload, Some(&workload.identity)).write_as_source(labels);
+}
+
+fn known_side<'a>(known: &'a Workload, principal: Option<&'a dyn access::Shown>) -> Side<'a> {
+    Side {
+        workload: &known.workload_name,
+        canonical_service: &known.canonical_name,
+        canonical_revision: &known.canonical_revision,
+        namespace: &known.namespace,
+        principal,
+        app: &known.canonical_name,
+        version: &known.canonical_revision,
+        cluster: &known.cluster,
+        region: &known.locality.region,
+        zone: &known.locality.zone,
+    }
+}
+
 impl Party {
     fn side(&self) -> Side<'_> {
         let principal = self
@@ -105,18 +125,7 @@ impl Party {
             .as_ref()
             .map(|identity| identity as &dyn access::Shown);
         match (&self.workload, &self.said) {
-            (Some(known), _) => Side {
-                workload: &known.workload_name,
-                canonical_service: &known.canonical_name,
-                canonical_revision: &known.canonical_revision,
-                namespace: &known.namespace,
-                principal,
-                app: &known.canonical_name,
-                version: &known.canonical_revision,
-                cluster: &known.cluster,
-                region: &known.locality.region,
-                zone: &known.locality.zone,
-            },
+            (Some(known), _) => known_side(known, principal),
             (None, Some(said)) => Side {
                 workload: text(said.workload_name.as_ref()),
                 canonical_service: text(said.service_name.as_ref()),

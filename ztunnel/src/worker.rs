@@ -24,6 +24,7 @@ use crate::flag::Flag;
 use crate::handshakes::Handshakes;
 use crate::live::Live;
 use crate::metrics::{Metrics, Telemetry};
+use crate::names::Names;
 use crate::pod::ServedPod;
 use crate::record::Outcome;
 use crate::revocation::Revocation;
@@ -62,6 +63,8 @@ pub struct Worker {
     pub pool: Pool<Outcome>,
     /// Where it could not speak from its clients' addresses.
     pub unkept: Unkept,
+    /// The names it resolves for connections to hosts outside the cluster.
+    pub names: Names,
     pods: RefCell<HashMap<String, Rc<ServedPod>>>,
     /// The same by namespace and name: how the mesh names them.
     named: RefCell<HashMap<String, HashMap<String, Rc<ServedPod>>>>,
@@ -90,6 +93,7 @@ impl Worker {
             live: Rc::default(),
             pool: Pool::new(limits),
             unkept: Unkept::default(),
+            names: Names::new(settings.ipv6_enabled, shared.metrics.names.clone()),
             pods: RefCell::default(),
             named: RefCell::default(),
             ask_again: RefCell::default(),

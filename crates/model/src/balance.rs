@@ -61,7 +61,7 @@ pub struct Picked<'v> {
 /// # Errors
 ///
 /// [`Reason::NoHealthyUpstream`] when no endpoint may be used; [`Reason::GatewayUnresolved`] or [`Reason::HostnameUnresolved`] when
-/// all are in other networks without a gateway there, or have no address, neither of which can be reached.
+/// all are in other networks without a gateway there, or have neither an address nor a name: none of them can be reached.
 pub fn pick<'v>(
     service: &Service,
     endpoints: &'v Endpoints,
@@ -153,7 +153,9 @@ fn none_fit(endpoints: &Endpoints, wanted: &Wanted<'_>) -> Reason {
         endpoint.workload.network != wanted.client.network
             && endpoint.workload.network_gateway.is_none()
     };
-    let nameless = |endpoint: &Endpoint| endpoint.workload.addresses.is_empty();
+    let nameless = |endpoint: &Endpoint| {
+        endpoint.workload.addresses.is_empty() && endpoint.workload.hostname.is_empty()
+    };
     match endpoints.len() {
         0 => Reason::NoHealthyUpstream,
         _ if endpoints.iter().all(remote) => Reason::GatewayUnresolved,
@@ -169,7 +171,9 @@ fn fit(service: &Service, endpoint: &Endpoint, wanted: &Wanted<'_>) -> Option<u1
         || service.load_balancing.health_policy == HealthPolicy::AllowAll;
     let direct = wanted.purpose == Purpose::Gateway || workload.network == wanted.client.network;
     let reachable = if direct {
-        dial_address(workload, service.ip_families, wanted.address).is_some()
+        // A name is resolved once it is chosen.
+        workload.has_only_a_name()
+            || dial_address(workload, service.ip_families, wanted.address).is_some()
     } else {
         // Its address, if it has one, means nothing here.
         workload.network_gateway.is_some()

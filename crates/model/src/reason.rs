@@ -231,7 +231,8 @@ impl Reason {
     pub fn retriable(self) -> bool {
         matches!(
             self,
-            Self::DialFailed
+            Self::HostnameUnresolved
+                | Self::DialFailed
                 | Self::DialTimeout
                 | Self::TunnelPortTimeout
                 | Self::TunnelFailed

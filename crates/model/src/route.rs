@@ -11,7 +11,7 @@
 //!
 //! An address that is both is a service: its waypoint may hold policies that must not be passed by. A destination that is reached by tunnel is never reached otherwise, and a waypoint that cannot be found is not passed by.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ambit_wire::Authority;
@@ -62,6 +62,57 @@ pub enum Route {
     },
     /// Through a tunnel.
     Tunnel(Tunnel),
+    /// To a workload of which only a name is known, as the control plane says of hosts outside the cluster.
+    Named(Box<Named>),
+}
+
+/// A way whose first address has yet to be found: it cannot be taken before [`Named::at`] is told one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    upstream: Arc<Workload>,
+    /// Complete but for that address.
+    way: Route,
+}
+
+impl Named {
+    /// The name to resolve.
+    #[must_use]
+    pub fn hostname(&self) -> &Text {
+        &self.upstream.hostname
+    }
+
+    /// The workload of that name.
+    #[must_use]
+    pub fn upstream(&self) -> &Arc<Workload> {
+        &self.upstream
+    }
+
+    /// The service that was addressed, if one was.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.way.service()
+    }
+
+    /// The way, by one of the addresses of the name.
+    #[must_use]
+    pub fn at(&self, address: IpAddr) -> Route {
+        let mut way = self.way.clone();
+        match &mut way {
+            Route::Plain { to, .. } => to.set_ip(address),
+            Route::Tunnel(tunnel) => {
+                tunnel.next_hop.set_ip(address);
+                // A workload is asked for its own address; a waypoint or a gateway for what the client wanted.
+                if !tunnel.via_waypoint
+                    && tunnel.beyond.is_none()
+                    && let Authority::Socket(own) = &mut tunnel.authority
+                {
+                    own.set_ip(address);
+                }
+            }
+            Route::Named(_) => {}
+        }
+        way
+    }
 }
 
 /// A way through a tunnel.
@@ -92,6 +143,17 @@ impl Route {
         match self {
             Self::Plain { instead, .. } => instead.as_ref(),
             Self::Tunnel(way) => way.instead.as_ref(),
+            Self::Named(named) => named.way.instead(),
+        }
+    }
+
+    /// The service that was addressed, if one was.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Plain { service, .. } => service.as_ref(),
+            Self::Tunnel(way) => way.service.as_ref(),
+            Self::Named(named) => named.service(),
         }
     }
 }
@@ -217,18 +279,36 @@ fn through_gateway(
         upstream: Arc::clone(chosen.workload),
         expected,
     };
-    Ok(Route::Tunnel(Tunnel {
-        next_hop: gateway
-            .dial_address(connection)
-            .ok_or(Reason::GatewayUnresolved)?,
-        authority,
-        expected: self::expected(gateway.workload, gateway.service),
-        upstream: Arc::clone(gateway.workload),
-        service: Some(Arc::clone(service)),
-        via_waypoint: false,
-        beyond: Some(Box::new(beyond)),
-        instead: chosen.instead().or_else(|| gateway.instead()),
-    }))
+    let address = gateway.dial_address(connection);
+    by(address, gateway.workload, Reason::GatewayUnresolved, |ip| {
+        Route::Tunnel(Tunnel {
+            next_hop: SocketAddr::new(ip, gateway.port),
+            authority,
+            expected: self::expected(gateway.workload, gateway.service),
+            upstream: Arc::clone(gateway.workload),
+            service: Some(Arc::clone(service)),
+            via_waypoint: false,
+            beyond: Some(Box::new(beyond)),
+            instead: chosen.instead().or_else(|| gateway.instead()),
+        })
+    })
+}
+
+/// The way to `workload` by its address; where it has only a name, once that is resolved; else the reason `none`.
+fn by(
+    address: Option<IpAddr>,
+    workload: &Arc<Workload>,
+    none: Reason,
+    way: impl FnOnce(IpAddr) -> Route,
+) -> Result<Route, Reason> {
+    match address {
+        Some(address) => Ok(way(address)),
+        None if workload.has_only_a_name() => Ok(Route::Named(Box::new(Named {
+            upstream: Arc::clone(workload),
+            way: way(Ipv4Addr::UNSPECIFIED.into()),
+        }))),
+        None => Err(none),
+    }
 }
 
 fn to_workload(
@@ -271,26 +351,28 @@ fn direct(
     }
     let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
     let address = balance::dial_address(workload, families, connection.destination.ip());
-    let to = SocketAddr::new(address.ok_or(Reason::HostnameUnresolved)?, picked.port);
     let instead = picked.others.then(|| workload.uid.clone());
-    match workload.protocol {
-        Protocol::Tcp => Ok(Route::Plain {
-            to,
-            upstream: Some(Arc::clone(workload)),
-            service: service.cloned(),
-            instead,
-        }),
-        Protocol::Hbone => Ok(Route::Tunnel(Tunnel {
-            next_hop: SocketAddr::new(to.ip(), HBONE_PORT),
-            authority: to.into(),
-            expected: expected(workload, service),
-            upstream: Arc::clone(workload),
-            service: service.cloned(),
-            via_waypoint: false,
-            beyond: None,
-            instead,
-        })),
-    }
+    by(address, workload, Reason::HostnameUnresolved, |ip| {
+        let to = SocketAddr::new(ip, picked.port);
+        match workload.protocol {
+            Protocol::Tcp => Route::Plain {
+                to,
+                upstream: Some(Arc::clone(workload)),
+                service: service.cloned(),
+                instead,
+            },
+            Protocol::Hbone => Route::Tunnel(Tunnel {
+                next_hop: SocketAddr::new(ip, HBONE_PORT),
+                authority: to.into(),
+                expected: expected(workload, service),
+                upstream: Arc::clone(workload),
+                service: service.cloned(),
+                via_waypoint: false,
+                beyond: None,
+                instead,
+            }),
+        }
+    })
 }
 
 /// Who may be at the end of a tunnel: the workload that was chosen, or one of the names its service vouches for.
@@ -339,31 +421,31 @@ impl Hop<'_> {
         authority: Authority,
         service: Option<&Arc<Service>>,
     ) -> Result<Route, Reason> {
-        Ok(Route::Tunnel(Tunnel {
-            next_hop: self
-                .dial_address(connection)
-                .ok_or(Reason::WaypointUnresolved)?,
-            authority,
-            expected: expected(self.workload, self.service),
-            upstream: Arc::clone(self.workload),
-            service: service.cloned(),
-            via_waypoint: true,
-            beyond: None,
-            instead: self.instead(),
-        }))
+        let address = self.dial_address(connection);
+        by(address, self.workload, Reason::WaypointUnresolved, |ip| {
+            Route::Tunnel(Tunnel {
+                next_hop: SocketAddr::new(ip, self.port),
+                authority,
+                expected: expected(self.workload, self.service),
+                upstream: Arc::clone(self.workload),
+                service: service.cloned(),
+                via_waypoint: true,
+                beyond: None,
+                instead: self.instead(),
+            })
+        })
     }
 
     fn instead(&self) -> Option<Text> {
         self.others.then(|| self.workload.uid.clone())
     }
 
-    fn dial_address(&self, connection: &Outbound<'_>) -> Option<SocketAddr> {
+    fn dial_address(&self, connection: &Outbound<'_>) -> Option<IpAddr> {
         let families = self
             .service
             .map_or(IpFamilies::Automatic, |own| own.ip_families);
         let dialled = connection.destination.ip();
-        let address = balance::dial_address(self.workload, families, dialled)?;
-        Some(SocketAddr::new(address, self.port))
+        balance::dial_address(self.workload, families, dialled)
     }
 }
 

@@ -155,6 +155,12 @@ impl Workload {
         self.uid.contains("//Pod/")
     }
 
+    /// Does it have a name to resolve in place of an address.
+    #[must_use]
+    pub fn has_only_a_name(&self) -> bool {
+        self.addresses.is_empty() && !self.hostname.is_empty()
+    }
+
     /// Does `address` belong to it.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {

@@ -61,6 +61,20 @@ pub struct Side<'a> {
     pub zone: &'a str,
 }
 
+impl Side<'_> {
+    /// Writes the labels of a client, in Istio's order.
+    pub fn write_as_source(&self, labels: &mut Labels) {
+        labels.open("source_workload", self.workload);
+        labels.open("source_canonical_service", self.canonical_service);
+        labels.open("source_canonical_revision", self.canonical_revision);
+        labels.open("source_workload_namespace", self.namespace);
+        principal(labels, "source_principal", self.principal);
+        labels.open("source_app", self.app);
+        labels.open("source_version", self.version);
+        labels.open("source_cluster", self.cluster);
+    }
+}
+
 /// The service that the client meant.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(missing_docs, reason = "the names are the labels")]
@@ -96,14 +110,7 @@ impl Traffic<'_> {
     pub fn write(&self, labels: &mut Labels) {
         labels.closed("reporter", self.reporter.as_str());
         let (source, destination, service) = (&self.source, &self.destination, &self.service);
-        labels.open("source_workload", source.workload);
-        labels.open("source_canonical_service", source.canonical_service);
-        labels.open("source_canonical_revision", source.canonical_revision);
-        labels.open("source_workload_namespace", source.namespace);
-        principal(labels, "source_principal", source.principal);
-        labels.open("source_app", source.app);
-        labels.open("source_version", source.version);
-        labels.open("source_cluster", source.cluster);
+        source.write_as_source(labels);
         labels.open("destination_service", service.host);
         labels.open("destination_service_namespace", service.namespace);
         labels.open("destination_service_name", service.name);

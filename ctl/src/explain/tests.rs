@@ -161,6 +161,10 @@ fn the_outside_and_refusals_are_explained_too() {
     let shown = explain(plain);
     assert!(shown.contains("in plaintext to 192.0.2.1:80"), "{shown}");
     assert!(shown.contains("none apply"), "{shown}");
+    let named = json!({"destination": "10.96.0.7:80", "route": {"kind": "named", "hostname": "db.example",
+        "workload": "c//ServiceEntry/shop/db"}, "admission": null});
+    let shown = explain(named);
+    assert!(shown.contains("to an address of db.example"), "{shown}");
     let refused = json!({"destination": "10.0.0.3:80", "route": {"kind": "refused", "reason": "no healthy upstream"}});
     assert!(explain(refused).contains("refused by the node proxy: no healthy upstream"));
 }

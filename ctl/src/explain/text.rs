@@ -174,6 +174,10 @@ fn route(lines: &mut Lines, connection: &Value) {
                 text("/route/authority")
             )
         }
+        "named" => format!(
+            "to an address of {}, which the node proxy resolves for each connection",
+            text("/route/hostname")
+        ),
         "refused" => format!("refused by the node proxy: {}", text("/route/reason")),
         other => other.to_owned(),
     };

@@ -125,6 +125,12 @@ fn check_outbound(view: &View, source: &Workload, from: Bytes<'_, '_>) -> arbitr
                 assert_eq!(tunnel.authority, destination.into());
             }
         }
+        Ok(Route::Named(named)) => {
+            assert!(named.upstream().addresses.is_empty());
+            assert!(!named.hostname().is_empty());
+            let resolved = named.at([192, 0, 2, 1].into());
+            assert!(!matches!(resolved, Route::Named(_)));
+        }
         Err(_) => {}
     }
     Ok(())

@@ -3,6 +3,9 @@
 //! For what a control plane of Istio's may say and our controller does not: other networks,
 //! application tunnels, blocks of addresses. Certificates still come from the controller.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::World;
@@ -62,6 +65,16 @@ fn merge(record: &mut Value, more: Value) {
 }
 
 impl World {
+    /// Gives the programs of a node that start from now on a `resolv.conf`.
+    ///
+    /// # Panics
+    ///
+    /// Not root.
+    pub fn give_resolv_conf(&self, node: usize, text: &str) {
+        let folder = Path::new("/etc/netns").join(self.run.namespace(&format!("n{node}")));
+        fs::write(folder.join("resolv.conf"), text).expect("the folder of its namespace");
+    }
+
     /// Starts a node's proxy anew, with this mesh and in this network.
     ///
     /// # Panics

@@ -112,16 +112,13 @@ fn refuses_when_no_endpoint_may_be_used() {
     };
     let weightless = but(endpoint(1), |one| one.capacity = 0);
     let remote = but(endpoint(1), |one| one.network = "far".into());
-    let named = but(endpoint(1), |one| {
-        one.addresses.clear();
-        one.hostname = "cart.example".into();
-    });
+    let nameless = but(endpoint(1), |one| one.addresses.clear());
     let cases = [
         (vec![], Reason::NoHealthyUpstream),
         (vec![sick.clone()], Reason::NoHealthyUpstream),
         (vec![weightless], Reason::NoHealthyUpstream),
         (vec![remote.clone()], Reason::GatewayUnresolved),
-        (vec![named], Reason::HostnameUnresolved),
+        (vec![nameless], Reason::HostnameUnresolved),
         (
             vec![
                 sick,

@@ -33,6 +33,7 @@ fn lead(mesh: Vec<Change>, destination: &str) -> String {
             };
             format!("{kind} {} | {}", way.next_hop, way.authority)
         }
+        Ok(Route::Named(named)) => format!("NAMED {}", named.hostname()),
         Err(reason) => format!("{reason:?}"),
     }
 }

@@ -28,8 +28,19 @@ fn route(view: &View, source: &str, destination: &str) -> Result<Route, Reason> 
 /// `next hop | authority | who is expected`, or `plain to`, or the reason.
 fn summary(view: &View, source: &str, destination: &str) -> String {
     match route(view, source, destination) {
-        Ok(Route::Plain { to, .. }) => format!("plain {to}"),
-        Ok(Route::Tunnel(tunnel)) => {
+        Ok(route) => shown(&route),
+        Err(reason) => format!("{reason:?}"),
+    }
+}
+
+fn shown(route: &Route) -> String {
+    match route {
+        Route::Plain { to, .. } => format!("plain {to}"),
+        Route::Named(named) => {
+            let address = ip("192.0.2.7");
+            format!("{}: {}", named.hostname(), shown(&named.at(address)))
+        }
+        Route::Tunnel(tunnel) => {
             let expected: Vec<_> = tunnel
                 .expected
                 .iter()
@@ -43,7 +54,6 @@ fn summary(view: &View, source: &str, destination: &str) -> String {
                 expected.join(",")
             )
         }
-        Err(reason) => format!("{reason:?}"),
     }
 }
 
@@ -352,14 +362,52 @@ fn refuses_other_networks_and_workloads_without_address() {
     let view = shop_with(|cart| cart.network = "far".into(), |_| {});
     let view = apply(&view, [Change::UpsertWorkload(far)]);
     assert_eq!(summary(&view, WEB, "10.1.0.2:80"), "GatewayUnresolved");
-    let named = shop_with(
-        |cart| {
-            cart.addresses.clear();
-            cart.hostname = "cart.example".into();
-        },
-        |_| {},
+    let nameless = shop_with(|cart| cart.addresses.clear(), |_| {});
+    assert_eq!(summary(&nameless, WEB, "10.1.0.2:80"), "HostnameUnresolved");
+}
+
+#[test]
+fn a_workload_with_a_name_only_is_dialled_where_the_name_leads() {
+    let named = |protocol| {
+        shop_with(
+            |cart| {
+                cart.addresses.clear();
+                cart.hostname = "cart.example".into();
+                cart.protocol = protocol;
+            },
+            |_| {},
+        )
+    };
+    assert_eq!(
+        summary(&named(Protocol::Tcp), WEB, "10.1.0.2:80"),
+        "cart.example: plain 192.0.2.7:8080"
     );
-    assert_eq!(summary(&named, WEB, "10.1.0.2:80"), "HostnameUnresolved");
+    assert_eq!(
+        summary(&named(Protocol::Hbone), WEB, "10.1.0.2:80"),
+        "cart.example: 192.0.2.7:15008 192.0.2.7:8080 cart"
+    );
+    // An address that it has is not asked for by name.
+    let both = shop_with(|cart| cart.hostname = "cart.example".into(), |_| {});
+    assert_eq!(
+        summary(&both, WEB, "10.1.0.2:80"),
+        "10.0.0.2:15008 10.0.0.2:8080 cart"
+    );
+}
+
+#[test]
+fn a_waypoint_with_a_name_only_is_asked_for_what_the_client_wanted() {
+    let guarded = shop_with(
+        |_| {},
+        |service| service.waypoint = Some(gateway(&key("shop", "waypoint"))),
+    );
+    let mut waypoint = guarded.workload(WAYPOINT).unwrap().as_ref().clone();
+    waypoint.addresses.clear();
+    waypoint.hostname = "waypoint.example".into();
+    let view = apply(&guarded, [Change::UpsertWorkload(waypoint)]);
+    assert_eq!(
+        summary(&view, WEB, "10.1.0.2:80"),
+        "waypoint.example: 192.0.2.7:15008 10.1.0.2:80 waypoint waypoint"
+    );
 }
 
 #[test]
