@@ -17,7 +17,7 @@ export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
 export CARGO_TARGET_DIR=$PWD/target
 
 # With --target the flags are not used for build scripts and macros, which have no coverage runtime.
-if ! cargo build --release --quiet --target "$triple" --bins; then
+if ! cargo build --release --locked --quiet --target "$triple" --bins; then
   echo "fuzz: the targets do not build" >&2
   exit 1
 fi
