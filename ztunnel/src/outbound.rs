@@ -253,28 +253,18 @@ impl Connection<'_> {
     }
 
     fn describe(&self, route: &Route, record: &mut Record) {
-        let (upstream, service, next_hop, authority) = match route {
-            Route::Plain {
-                to,
-                upstream,
-                service,
-                ..
-            } => (upstream.clone(), service, *to, None),
+        let (upstream, next_hop, authority) = match route {
+            Route::Plain { to, upstream, .. } => (upstream.clone(), *to, None),
             Route::Tunnel(way) => (
                 Some(Arc::clone(&way.upstream)),
-                &way.service,
                 way.next_hop,
                 Some(way.authority.clone()),
             ),
             // Until its name is resolved.
-            Route::Named(named) => {
-                record.service = named.service().cloned();
-                record.destination.workload = Some(Arc::clone(named.upstream()));
-                return;
-            }
+            Route::Named(named) => (Some(Arc::clone(named.upstream())), self.destination, None),
         };
         record.destination.workload = upstream;
-        record.service = service.clone();
+        record.service = route.service().cloned();
         record.destination_address = Some(next_hop);
         // Both ends of a tunnel are who they say, or it is not made.
         record.source.identity = authority.as_ref().map(|_| self.source.identity.clone());
