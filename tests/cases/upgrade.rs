@@ -114,3 +114,22 @@ fn what_is_cut_at_the_deadline_is_reset_and_on_record_and_what_had_ended_stays_w
     ];
     assert_eq!(world.wait_records("ztunnel-n2", &fields, 2).len(), 2);
 }
+
+#[test]
+fn asked_over_its_admin_page_to_quit_it_drains_and_ends() {
+    let world = World::start(plan("quit")).unwrap_or_else(|error| panic!("{error:?}"));
+    let [client, server] = ["mesh/client", "mesh/server"].map(|path| world.pod(path));
+    let _echo = server.serve_echo(9505);
+    let mut open = client.connect("mesh/server:9505").unwrap();
+    round_trip(&mut open, b"before").unwrap();
+    assert_eq!(world.quit("ztunnel-n2").unwrap().status.as_u16(), 200);
+    world.eventually("new connections are refused", || {
+        client.ask("mesh/server:9505", b"new").is_err()
+    });
+    round_trip(&mut open, b"what is open goes on").unwrap();
+    assert!(world.programs().runs("ztunnel-n2"));
+    drop(open);
+    world.eventually("it ends with its last connection", || {
+        !world.programs().runs("ztunnel-n2")
+    });
+}

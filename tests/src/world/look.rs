@@ -25,6 +25,17 @@ impl World {
         crate::http::get(netns, SocketAddr::from((Ipv4Addr::LOCALHOST, port)), path)
     }
 
+    /// Asks a program to stop, over its admin page.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub fn quit(&self, program: &str) -> Result<crate::http::Answer> {
+        let (netns, _) = self.place(program);
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN));
+        crate::http::send(netns, to, http::Method::POST, "/quitquitquit")
+    }
+
     /// The configuration that a program has in force.
     ///
     /// # Errors
