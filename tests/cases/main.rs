@@ -3,6 +3,7 @@
 mod bad_input;
 mod bytes;
 mod contract;
+mod counted;
 mod dns;
 mod early;
 mod enrolment;

@@ -59,10 +59,20 @@ impl World {
     /// It does not answer.
     #[must_use]
     pub fn metrics(&self, program: &str) -> Metrics {
+        Metrics::parse(&self.metrics_page(program)).expect(program)
+    }
+
+    /// The page on which a proxy says what it counts.
+    ///
+    /// # Panics
+    ///
+    /// It does not answer.
+    #[must_use]
+    pub fn metrics_page(&self, program: &str) -> String {
         let (netns, _) = self.place(program);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS));
         let answer = crate::http::get(netns, address, "/stats/prometheus").expect(program);
-        Metrics::parse(&answer.text()).expect(program)
+        answer.text()
     }
 
     /// A program's access log so far.
