@@ -295,8 +295,7 @@ fn bind(address: SocketAddr, reuse_port: bool) -> ambit_net::Result<std::net::Tc
 }
 
 fn listen(name: &'static str, address: SocketAddr, routes: Routes) -> anyhow::Result<()> {
-    let listener = bind(address, false)
-        .with_context(|| format!("{name} server cannot listen on {address}"))?;
+    let listener = bind(address, false).with_context(|| format!("{name} server"))?;
     let listener = TcpListener::from_std(listener)?;
     let serving = server::serve(listener, routes, std::future::pending());
     drop(tasks::spawn(name, serving));

@@ -382,7 +382,7 @@ fn listen(name: &'static str, address: SocketAddr, routes: Routes) -> anyhow::Re
                 Err(error)
             }
         })
-        .with_context(|| format!("{name} server cannot listen on {address}"))?;
+        .with_context(|| format!("{name} server"))?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     drop(tasks::spawn(
         name,

@@ -4,10 +4,10 @@ use std::net::{SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::Result;
 use crate::error::Named;
 use crate::netns::Netns;
 use crate::original_dst::canonical;
+use crate::{Error, Result};
 
 /// A UDP socket that anybody may send to.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,11 @@ impl UdpListen {
         if let Some(mark) = self.mark {
             socket.set_mark(mark).named("setsockopt SO_MARK")?;
         }
-        socket.bind(&self.address.into()).named("bind")?;
+        let bound = socket.bind(&self.address.into());
+        bound.map_err(|source| Error::Listen {
+            address: self.address,
+            source,
+        })?;
         Ok(socket.into())
     }
 }

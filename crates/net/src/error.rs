@@ -1,6 +1,7 @@
 //! What can go wrong with a system call, by who is to blame.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A failed call, by blame.
@@ -27,6 +28,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Environment: an address that a listener was to have is in use, or is not of this machine.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// Environment: the kernel answered a netlink request with an error or with bytes that do
     /// not decode.
     #[error("netlink: {what}")]
@@ -47,9 +57,10 @@ impl Error {
     #[must_use]
     pub fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::Connect(source) | Self::System { source, .. } | Self::Netlink { source, .. } => {
-                Some(source)
-            }
+            Self::Connect(source)
+            | Self::System { source, .. }
+            | Self::Listen { source, .. }
+            | Self::Netlink { source, .. } => Some(source),
             Self::Timeout(_) | Self::Message(_) | Self::FamilyMismatch => None,
         }
     }
@@ -63,6 +74,7 @@ impl From<Error> for io::Error {
             Error::FamilyMismatch => io::ErrorKind::InvalidInput,
             Error::Connect(source)
             | Error::System { source, .. }
+            | Error::Listen { source, .. }
             | Error::Netlink { source, .. } => source.kind(),
         };
         Self::new(kind, error)

@@ -4,9 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::Result;
 use crate::error::Named;
 use crate::sysctl;
+use crate::{Error, Result};
 
 /// Whether a listener should accept connections for addresses that are not this machine's, and
 /// so keep the original destination as its local address (`IP_TRANSPARENT`).
@@ -111,9 +111,13 @@ impl TcpListen {
             Transparent::Wanted => drop(make_transparent(&socket, ipv6)),
             Transparent::Required => make_transparent(&socket, ipv6)?,
         }
-        socket.bind(&self.address.into()).named("bind")?;
         let backlog = i32::try_from(self.backlog).unwrap_or(i32::MAX);
-        socket.listen(backlog).named("listen")?;
+        let bound = socket.bind(&self.address.into());
+        let listens = bound.and_then(|()| socket.listen(backlog));
+        listens.map_err(|source| Error::Listen {
+            address: self.address,
+            source,
+        })?;
         Ok(socket.into())
     }
 }
