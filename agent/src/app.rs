@@ -20,6 +20,7 @@ use ambit_observe::metrics::{Descriptor, Kind, Registry};
 use ambit_observe::server::{self, Answer, Routes};
 use ambit_observe::version::Version;
 use ambit_observe::{admin, process};
+use ambit_runtime::settle;
 use ambit_runtime::signal::Termination;
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -85,6 +86,7 @@ pub async fn run(run: Run) -> anyhow::Result<()> {
     let mut listening = tokio::spawn(listening);
     ready.store(true, Ordering::Relaxed);
     tracing::info!(node = run.node_name, "ready");
+    settle::after(std::future::ready(()));
     loop {
         tokio::select! {
             objects = watch.next() => drop(reconciler.apply(&objects)),

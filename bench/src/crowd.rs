@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::load;
 use crate::report::{Arm, Better, Table};
-use crate::window::pause;
+use crate::window::{pause, settle};
 
 /// Pods on the node.
 const SIZES: [(Arm, usize); 3] = [("10", 10), ("100", 100), ("1,000", 1000)];
@@ -28,8 +28,6 @@ const PROXY: &str = "ztunnel-n1";
 const HBONE: u16 = 15008;
 /// The longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Until the allocator has given back what the start needed, and certificates have come.
-const SETTLING: Duration = Duration::from_secs(15);
 /// How long is looked at what the proxy does while nothing happens.
 const QUIET: Duration = Duration::from_secs(10);
 /// Times that a pod goes out and in.
@@ -74,7 +72,7 @@ fn one(arm: Arm, size: usize, table: &mut Table) -> Result<f64> {
     let mut less = |name: &str, value: f64| table.add(name, Better::Less, arm, value);
 
     less("until all are served, s", restarted(&world).as_secs_f64());
-    pause(SETTLING);
+    settle();
     let resident = world.programs().resident(PROXY).context("its memory")? as f64;
     less("resident, MiB", resident / MIB);
     let process = world.programs().process(PROXY).context("its process")?;

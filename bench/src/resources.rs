@@ -22,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 use crate::http::{self, Client};
 use crate::paced::{self, Pace};
 use crate::place::many_ports;
-use crate::window::pause;
+use crate::window::{pause, settle};
 
 use findings::{Findings, Number, Way, What};
 
@@ -37,8 +37,6 @@ const HTTP: u16 = 8081;
 const CONNECTIONS: usize = 4;
 /// How often a way is tried whose rate is not kept: something else may have had the machine.
 const TRIES: usize = 3;
-/// After a start, until memory stays.
-const SETTLE: Duration = Duration::from_secs(3);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// How much is measured.
@@ -100,7 +98,7 @@ impl Node {
             }
         }
         node.sidecars()?;
-        pause(SETTLE);
+        settle();
         Ok(node)
     }
 

@@ -12,7 +12,7 @@ use crate::load::{self, Direction, Times};
 use crate::paced::{self, Pace};
 use crate::place::{AMBIT, Beside, ISTIO, LIMIT, NONE, Place, SIDECARS};
 use crate::report::{Arm, Better, Table};
-use crate::window::{Meter, Window, pause};
+use crate::window::{Meter, Window, pause, settle};
 
 /// How many connections carry bulk at once.
 const BULK: [usize; 3] = [1, 4, 16];
@@ -66,7 +66,7 @@ pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
         &against,
     );
     // Before any load: what it takes to be there.
-    pause(Duration::from_secs(2));
+    settle();
     for arm in arms.iter().filter(|arm| **arm != NONE) {
         let each = place.memory(arm) / 2.0 / MIB;
         if *arm != LIMIT {

@@ -12,7 +12,7 @@ use crate::http;
 use crate::place::many_ports;
 use crate::report::{Arm, Better, Table};
 use crate::tunnel::Effort;
-use crate::window::pause;
+use crate::window::settle;
 
 /// Node proxies alone.
 const NONE: Arm = "no waypoint";
@@ -50,7 +50,7 @@ pub fn compare(effort: Effort, say: fn(&str)) -> Result<Table> {
         AMBIT,
         against,
     );
-    pause(Duration::from_secs(2));
+    settle();
     for (arm, world, _) in arms.iter().filter(|(arm, ..)| *arm != NONE) {
         table.add(
             "waypoint, memory idle, MiB",

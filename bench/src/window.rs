@@ -69,6 +69,14 @@ pub fn count(
     })
 }
 
+/// Lets the programs that were just started come to rest: certificates have come, and whoever gives
+/// back what only its start needed has done so.
+pub fn settle() {
+    /// Ours do after ten seconds, allocators after ten, too.
+    const SETTLED: Duration = Duration::from_secs(20);
+    pause(SETTLED);
+}
+
 /// Lets time pass on a thread that serves nobody.
 #[expect(clippy::disallowed_methods, reason = "no data-plane thread")]
 pub fn pause(time: Duration) {

@@ -17,6 +17,7 @@ use ambit_observe::metrics::Registry;
 use ambit_observe::process;
 use ambit_runtime::clock::Clock;
 use ambit_runtime::drain::{Draining, drain};
+use ambit_runtime::settle;
 use ambit_runtime::signal::Termination;
 use ambit_runtime::tasks;
 use tokio::net::TcpListener;
@@ -224,6 +225,7 @@ pub async fn serve(settings: Serve, logging: &Logging) -> Result<(), Error> {
         )),
     );
     tasks::spawn("objects", follow(objects, shared, draining));
+    settle::after(std::future::ready(()));
     tokio::select! {
         cause = termination.requested() => tracing::info!(?cause, "stopping"),
         _ = quitting.recv() => tracing::info!("stopping on request"),

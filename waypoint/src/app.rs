@@ -28,6 +28,7 @@ use ambit_proto::type_url;
 use ambit_runtime::clock::Clock;
 use ambit_runtime::drain::{Draining, drain};
 use ambit_runtime::ready::Readiness;
+use ambit_runtime::settle;
 use ambit_runtime::signal::Termination;
 use ambit_runtime::tasks;
 use ambit_runtime::threads::DataThreads;
@@ -146,6 +147,8 @@ impl Waypoint {
         parts.await_certificate();
         parts.discover()?;
         let threads = parts.data_threads(draining)?;
+        let started = parts.readiness.clone();
+        settle::after(async move { started.wait().await });
         Ok(Self { threads, stopping })
     }
 }

@@ -30,6 +30,7 @@ use ambit_proto::type_url;
 use ambit_runtime::clock::Clock;
 use ambit_runtime::drain::{Drain, Draining, drain};
 use ambit_runtime::ready::Readiness;
+use ambit_runtime::settle;
 use ambit_runtime::signal::Termination;
 use ambit_runtime::tasks;
 use ambit_runtime::threads::DataThreads;
@@ -171,6 +172,8 @@ impl Proxy {
         control(&shared, &registry, renewer, synced)?;
         serve_own(&shared.settings, threads.handles().len(), &pods)?;
 
+        let started = readiness.clone();
+        settle::after(async move { started.wait().await });
         let agent_session = Session::new(pods.clone(), agent);
         let socket = shared.settings.inpod_uds.clone();
         drop(tasks::spawn("agent", async move {

@@ -30,6 +30,7 @@ pub mod netlink;
 pub mod netns;
 pub mod options;
 pub mod original_dst;
+pub mod program_pages;
 pub mod seqpacket;
 pub mod splice;
 

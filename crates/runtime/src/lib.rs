@@ -25,6 +25,7 @@ pub mod clock;
 pub mod drain;
 pub mod program;
 pub mod ready;
+pub mod settle;
 pub mod signal;
 pub mod tasks;
 pub mod threads;
