@@ -271,6 +271,13 @@ pub(crate) fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a 
     metadata.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
+/// Whether its label says that it takes tunnels by itself: it has a proxy of its own, or is one.
+pub(crate) fn takes_tunnels(pod: &Pod) -> bool {
+    labels(&pod.metadata)
+        .get("networking.istio.io/tunnel")
+        .is_some_and(|tunnel| tunnel == "http")
+}
+
 /// Not yet ended. A pod that is being deleted is alive.
 pub(crate) fn is_alive(pod: &Pod) -> bool {
     let phase = pod

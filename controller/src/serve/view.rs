@@ -7,7 +7,7 @@ use ambit_proto::discovery::Node;
 use prost_types::value::Kind;
 
 use crate::authority::review::Caller;
-use crate::cluster::{Cluster, GATEWAY_NAME, labels};
+use crate::cluster::{Cluster, GATEWAY_NAME, labels, takes_tunnels};
 use crate::publish::Scope;
 
 /// Why a client gets nothing.
@@ -24,8 +24,10 @@ pub enum Refused {
         /// What the token proves.
         proved: String,
     },
-    /// Only node proxies see the whole mesh.
-    #[error("{0} is not a node proxy's account")]
+    /// Only node proxies see the whole mesh, those of one pod among them.
+    #[error(
+        "{0} is not a node proxy's account, nor is its pod labelled networking.istio.io/tunnel: http"
+    )]
     NotANodeProxy(String),
     /// No Gateway that the client could be an instance of.
     #[error("no usable waypoint of {0}: {1}")]
@@ -50,7 +52,8 @@ pub fn of(cluster: &Cluster, caller: &Caller, node: &Node) -> Result<Scope, Refu
     }
     if node.id.starts_with("ztunnel~") {
         let account = (caller.namespace.clone(), caller.service_account.clone());
-        return match cluster.mesh().node_accounts.contains(&account) {
+        let of_a_node = cluster.mesh().node_accounts.contains(&account);
+        return match of_a_node || has_its_own(cluster, caller) {
             true => Ok(Scope::Node),
             false => Err(Refused::NotANodeProxy(proved)),
         };
@@ -70,6 +73,19 @@ pub fn of(cluster: &Cluster, caller: &Caller, node: &Node) -> Result<Scope, Refu
         };
     }
     Err(Refused::Kind(node.id.chars().take(64).collect()))
+}
+
+/// Whether the client's pod is one that has a node proxy of its own. Who may label the pod decides that.
+fn has_its_own(cluster: &Cluster, caller: &Caller) -> bool {
+    let Some(bound) = &caller.pod else {
+        return false;
+    };
+    let name = Name::new(&caller.namespace, &bound.name);
+    cluster
+        .objects()
+        .pods
+        .get(&name)
+        .is_some_and(|pod| takes_tunnels(pod))
 }
 
 /// The Gateway of the client's pod. Without a pod among the objects, the one its metadata names,

@@ -13,7 +13,9 @@ use k8s_openapi::api::core::v1::{Container, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::cluster::{Binding, Cluster, annotation, is_host_network, labels, service_account};
+use crate::cluster::{
+    Binding, Cluster, annotation, is_host_network, labels, service_account, takes_tunnels,
+};
 use crate::finding::Findings;
 use crate::translate::peer::Peers;
 use crate::translate::policy::Policies;
@@ -60,10 +62,7 @@ fn of_pod(
 ) -> Workload {
     let mesh = cluster.mesh();
     let labels = labels(&pod.metadata);
-    let terminates = labels
-        .get("networking.istio.io/tunnel")
-        .is_some_and(|tunnel| tunnel == "http")
-        || cluster.gateway_of(name, &pod.metadata).is_some();
+    let terminates = takes_tunnels(pod) || cluster.gateway_of(name, &pod.metadata).is_some();
     let captured = annotation(&pod.metadata, REDIRECTION) == Some("enabled");
     let tunnel = if captured || terminates {
         TunnelProtocol::Hbone

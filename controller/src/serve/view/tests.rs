@@ -48,11 +48,21 @@ fn caller(namespace: &str, account: &str, pod: Option<&str>) -> Caller {
     }
 }
 
+/// A machine with a node proxy of its own.
+const MACHINE: &str = "
+apiVersion: v1
+kind: Pod
+metadata: { name: vm-1, namespace: shop, uid: v1, labels: { networking.istio.io/tunnel: http } }
+spec: { serviceAccountName: cart, containers: [] }
+status: { phase: Running, podIPs: [{ ip: 10.9.0.1 }] }
+";
+
 #[test]
 #[expect(clippy::too_many_lines, reason = "it is a table")]
 fn what_a_client_proves_decides_what_it_sees() {
-    let text = include_str!("../../../tests/shop.yaml");
-    let objects = Arc::new(Objects::from_text(Path::new("test.yaml"), text));
+    let shop = include_str!("../../../tests/shop.yaml");
+    let text = format!("{shop}\n---\n{MACHINE}");
+    let objects = Arc::new(Objects::from_text(Path::new("test.yaml"), &text));
     let (cluster, _) = translate(objects, Mesh::default());
     let waypoint = Scope::Waypoint(Name::new("shop", "waypoint"));
     let label = ("gateway.networking.k8s.io/gateway-name", "waypoint");
@@ -115,6 +125,17 @@ fn what_a_client_proves_decides_what_it_sees() {
             caller("shop", "cart", None),
             node("ztunnel~x", &[], &[]),
             Err("not a node proxy's account"),
+        ),
+        (
+            caller("shop", "cart", Some("vm-1")),
+            node("ztunnel~x", &[], &[]),
+            Ok(Scope::Node),
+        ),
+        // The account alone is that of other pods, too.
+        (
+            caller("shop", "cart", Some("cart-1")),
+            node("ztunnel~x", &[], &[]),
+            Err("nor is its pod labelled"),
         ),
         (
             caller("shop", "cart", None),
