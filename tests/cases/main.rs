@@ -4,6 +4,7 @@ mod bad_input;
 mod bytes;
 mod contract;
 mod counted;
+mod dedicated;
 mod dns;
 mod early;
 mod enrolment;

@@ -33,6 +33,7 @@ const READINESS: u16 = 15021;
 /// The controller's and the agents' own.
 const CONTROLLER_ADMIN: u16 = 15014;
 
+mod dedicated;
 mod look;
 mod shared;
 mod sidecars;

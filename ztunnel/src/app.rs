@@ -43,6 +43,7 @@ use prost_types::{ListValue, Struct, Value};
 use tokio::sync::mpsc;
 
 use crate::config::{self, Endpoint, Settings, Source, Token};
+use crate::dedicated;
 use crate::demand::Demand;
 use crate::dns::{self, Resolver};
 use crate::dump;
@@ -170,19 +171,18 @@ impl Proxy {
         };
         local.serve(logging, &registry, quit, &readiness, Arc::clone(&stopping))?;
         control(&shared, &registry, renewer, synced)?;
-        serve_own(&shared.settings, threads.handles().len(), &pods)?;
-
         let started = readiness.clone();
         settle::after(async move { started.wait().await });
-        let agent_session = Session::new(pods.clone(), agent);
-        let socket = shared.settings.inpod_uds.clone();
-        drop(tasks::spawn("agent", async move {
-            readiness.wait().await;
-            tokio::select! {
-                never = Box::pin(agent_session.run(&socket)) => match never {},
-                () = draining.requested() => {}
+        match shared.settings.only() {
+            Some(only) => {
+                dedicated::start(only, &pods, agent, readiness).context("PROXY_MODE=dedicated")?
             }
-        }));
+            None => {
+                serve_own(&shared.settings, threads.handles().len(), &pods)?;
+                let session = Session::new(pods.clone(), agent);
+                follow_agent(session, &shared, readiness, draining);
+            }
+        }
         Ok(Self {
             threads,
             dns,
@@ -279,6 +279,18 @@ fn threads(shared: &Arc<Shared>) -> anyhow::Result<DataThreads<Worker>> {
         thread.run("housekeeping", Worker::keep)?;
     }
     Ok(threads)
+}
+
+/// Serves the pods that the agent names, once the mesh is known.
+fn follow_agent(session: Session, shared: &Arc<Shared>, readiness: Readiness, draining: Draining) {
+    let socket = shared.settings.inpod_uds.clone();
+    drop(tasks::spawn("agent", async move {
+        readiness.wait().await;
+        tokio::select! {
+            never = Box::pin(session.run(&socket)) => match never {},
+            () = draining.requested() => {}
+        }
+    }));
 }
 
 /// Takes tunnels to the proxy itself, if it was told who it is.

@@ -122,6 +122,28 @@ pub enum Source {
     Inline(String),
 }
 
+/// Whom the proxy serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// The pods of a node, which an agent names.
+    Shared,
+    /// One pod, or a machine that stands for one, in whose network namespace the proxy runs itself.
+    Dedicated(Only),
+}
+
+/// The workload that a proxy of its own serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Only {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its service account.
+    pub service_account: String,
+}
+
 /// Whether the application sees the caller's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -203,6 +225,8 @@ impl Compliance {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
+    /// Whom the proxy serves.
+    pub mode: Mode,
     /// Name of this machine's network; workloads of another network are not dialled directly.
     pub network: String,
     /// The node's name, empty outside Kubernetes.
@@ -325,6 +349,15 @@ impl Settings {
             IpAddr::from([0u16; 8])
         } else {
             IpAddr::from([0u8; 4])
+        }
+    }
+
+    /// The workload that this proxy is there for alone, if there is one.
+    #[must_use]
+    pub fn only(&self) -> Option<&Only> {
+        match &self.mode {
+            Mode::Shared => None,
+            Mode::Dedicated(only) => Some(only),
         }
     }
 

@@ -69,6 +69,11 @@ impl Status {
         self.0.pending.lock().clone()
     }
 
+    /// What a proxy for one workload says once that is served, for it has no agent.
+    pub fn serves_its_only(&self) {
+        self.0.ready.store(true, Ordering::Relaxed);
+    }
+
     fn follow(&self, state: &Reconcile<PodNetns>) {
         self.0.ready.store(state.ready(), Ordering::Relaxed);
         let pending = state

@@ -38,7 +38,9 @@ pub(crate) fn start(
     }
     let authority =
         Channel::connect(&control_plane(settings, &settings.ca)).context("CA_ADDRESS")?;
-    let issuer = CaIssuer::new(authority, settings.secret_ttl, true).on(terms);
+    // For a proxy of one workload, its token says whose certificate it may have.
+    let on_behalf = settings.only().is_none();
+    let issuer = CaIssuer::new(authority, settings.secret_ttl, on_behalf).on(terms);
     drop(tasks::spawn("certificates", Box::pin(renewer.run(issuer))));
     Ok(())
 }

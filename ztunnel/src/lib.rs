@@ -5,6 +5,7 @@ pub mod busy;
 mod carry;
 pub mod config;
 pub mod credential;
+mod dedicated;
 pub mod demand;
 pub mod dial;
 pub mod dns;

@@ -26,6 +26,8 @@ Settings come from the environment, with Istio's names:
   AUTH_TOKEN                       what proves us: file or token
   CRL_PATH                         certificates taken back: a file of revocation lists, PEM or DER
   COMPLIANCE_POLICY                pqc: key exchange that withstands a quantum computer, alone
+  PROXY_MODE                       dedicated: for one workload, in whose namespace it runs, without an agent
+  PROXY_WORKLOAD_INFO              which: NAMESPACE/NAME/SERVICEACCOUNT
   NODE_NAME, CLUSTER_ID, NETWORK   where this proxy is
   POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT, INSTANCE_IP   who it is
   INPOD_UDS                        the agent's socket

@@ -33,12 +33,12 @@ impl PartialEq for PodNetns {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Environment: its sockets cannot be made.
-    #[error("listeners of pod {pod} cannot be made: {source}{}", because(.source))]
+    #[error("pod {pod} is not served: {why}{}", because(.why))]
     Sockets {
         /// Namespace and name.
         pod: String,
         /// Why.
-        source: ambit_net::Error,
+        why: ambit_net::Error,
     },
     /// Environment: a data thread cannot watch its sockets.
     #[error("a data thread cannot serve pod {0}: {1}")]
@@ -59,6 +59,17 @@ pub struct Running {
     pub uid: String,
     /// Who it is.
     pub info: PodInfo,
+}
+
+/// A pod whose sockets are bound, and that nobody serves yet.
+#[derive(Debug)]
+pub struct Bound {
+    /// Namespace and name.
+    name: String,
+    pod: Arc<Pod>,
+    /// By thread.
+    sockets: Vec<Sockets>,
+    names: Option<dns::Sockets>,
 }
 
 struct Entry {
@@ -121,11 +132,19 @@ impl Pods {
     /// # Errors
     /// See [`StartError`]. Nothing of the pod is left behind.
     pub async fn start(&self, wanted: &Wanted<PodNetns>) -> Result<(), StartError> {
+        self.start_bound(self.bind(wanted)?).await
+    }
+
+    /// Binds a pod's sockets. What arrives there waits until [`Pods::start_bound`].
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn bind(&self, wanted: &Wanted<PodNetns>) -> Result<Bound, StartError> {
         let inner = &self.inner;
         let name = format!("{}/{}", wanted.info.namespace, wanted.info.name);
-        let failed = |source| StartError::Sockets {
+        let failed = |why| StartError::Sockets {
             pod: name.clone(),
-            source,
+            why,
         };
         let netns = wanted.netns.0.try_clone().map_err(failed)?;
         let sockets =
@@ -133,23 +152,44 @@ impl Pods {
         let at = inner.shared.settings.dns_proxy;
         let names = at.map(|at| dns::Sockets::bind(&netns, &inner.shared.settings, at));
         let names = names.transpose().map_err(failed)?;
-        let pod = Arc::new(Pod {
+        let pod = Pod {
             uid: wanted.uid.clone(),
             info: wanted.info.clone(),
             netns,
             credential: crate::credential::Credential::default(),
             own: false,
-        });
+        };
+        Ok(Bound {
+            name,
+            pod: Arc::new(pod),
+            sockets,
+            names,
+        })
+    }
+
+    /// Serves a pod whose sockets are bound.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing of the pod is left behind.
+    pub async fn start_bound(&self, bound: Bound) -> Result<(), StartError> {
+        let Bound {
+            name,
+            pod,
+            sockets,
+            names,
+        } = bound;
+        let inner = &self.inner;
         let (drain, keep) = self
             .serve(name.clone(), Arc::clone(&pod), sockets, names)
             .await?;
+        let uid = pod.uid.clone();
+        tracing::info!(pod = name, uid, "pod is served");
         let entry = Entry {
             pod,
             drain,
             _certificate: keep,
         };
-        inner.running.lock().insert(wanted.uid.clone(), entry);
-        tracing::info!(pod = name, uid = wanted.uid, "pod is served");
+        inner.running.lock().insert(uid, entry);
         inner.shared.metrics.pods.started.inc();
         self.count();
         Ok(())

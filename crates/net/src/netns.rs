@@ -127,8 +127,8 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// The namespace cannot be entered: a missing capability (`CAP_SYS_ADMIN`), or no descriptor
-    /// left. `visit` has then not run.
+    /// The namespace cannot be entered: a missing capability (`CAP_SYS_ADMIN`, which a thread that
+    /// lives in this namespace does not need), or no descriptor left. `visit` has then not run.
     ///
     /// # Aborts
     ///
@@ -169,19 +169,23 @@ enum Origin {
 struct WayBack(Origin);
 
 impl WayBack {
-    fn enter(to: &Netns) -> Result<Self> {
+    /// None where the thread is there already: to stay needs no capability.
+    fn enter(to: &Netns) -> Result<Option<Self>> {
         let origin = if DEPTH.get() == 0 && !MOVED.get() {
             HOME.with(|home| match home.get() {
                 Some(_) => Ok(()),
                 None => Netns::current().map(|here| drop(home.set(here))),
             })?;
+            if HOME.with(|home| home.get().is_some_and(|home| home.id == to.id)) {
+                return Ok(None);
+            }
             Origin::Home
         } else {
             Origin::Elsewhere(Netns::current()?)
         };
         setns(&to.descriptor, CloneFlags::CLONE_NEWNET).named("setns")?;
         DEPTH.set(DEPTH.get() + 1);
-        Ok(Self(origin))
+        Ok(Some(Self(origin)))
     }
 
     fn back(&self) -> nix::Result<()> {

@@ -18,10 +18,11 @@ use serde::Deserialize;
 
 use super::value::{
     boolean, cpus, deadline_within, default_threads, dns_address, duration, threads, unix_socket,
+    workload,
 };
 use super::{
-    Compliance, DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, OriginalSource,
-    Problem, Roots, Settings, Source, Spire, Token,
+    Compliance, DNS_PORT, DnsAddress, Endpoint, Http2, Keepalive, LogFormat, Mode, Only,
+    OriginalSource, Problem, Roots, Settings, Source, Spire, Token,
 };
 
 /// Istio's mesh file, relative to the working directory (`/` in the container).
@@ -37,11 +38,10 @@ const AGENT_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 const PACKET_MARK: u32 = 1337;
 /// Settings of Istio's ztunnel that would change what is safe or what is reachable, and that this
 /// program does not do: (name, the value that asks for nothing).
-const NOT_DONE: [(&str, &str); 5] = [
+const NOT_DONE: [(&str, &str); 4] = [
     ("TLS12_ENABLED", "false"),
     ("FAKE_CA", "false"),
     ("UNSTABLE_ENABLE_SOCKS5", "false"),
-    ("PROXY_MODE", "shared"),
     ("ENABLE_PROXY", "true"),
 ];
 
@@ -138,7 +138,19 @@ impl Reader {
     fn settings(&mut self, mesh: &ProxyConfig, machine: &Machine) -> Settings {
         let keepalive = self.keepalive();
         let ipv6_enabled = self.flag("IPV6_ENABLED", true);
+        let mode = self.mode();
+        // Of a proxy of its own the redirection knows by its group which connections are its own,
+        // and nothing leads answers to another's address back to it.
+        let (packet_mark, original_source) = match mode {
+            Mode::Shared => (PACKET_MARK, OriginalSource::Auto),
+            Mode::Dedicated(_) => (0, OriginalSource::Off),
+        };
+        let own = match &mode {
+            Mode::Shared => Only::default(),
+            Mode::Dedicated(only) => only.clone(),
+        };
         Settings {
+            mode,
             network: self.text("NETWORK").unwrap_or_default(),
             local_node: self.text("NODE_NAME").unwrap_or_default(),
             cluster_id: self
@@ -146,9 +158,9 @@ impl Reader {
                 .or_else(|| self.text("CLUSTER_ID"))
                 .unwrap_or_else(|| "Kubernetes".to_owned()),
             trust_domain: self.or("TRUST_DOMAIN", "cluster.local"),
-            pod_name: self.text("POD_NAME").unwrap_or_default(),
-            pod_namespace: self.text("POD_NAMESPACE").unwrap_or_default(),
-            service_account: self.text("SERVICE_ACCOUNT").unwrap_or_default(),
+            pod_name: self.or("POD_NAME", &own.name),
+            pod_namespace: self.or("POD_NAMESPACE", &own.namespace),
+            service_account: self.or("SERVICE_ACCOUNT", &own.service_account),
             instance_ip: self.parse("INSTANCE_IP", IpAddr::from([1, 1, 1, 1])),
             xds: self.source(mesh, machine),
             xds_on_demand: self.xds_on_demand(mesh),
@@ -168,11 +180,11 @@ impl Reader {
             http2: self.http2(),
             termination_deadline: self.termination(),
             original_source: match self.optional_flag("ENABLE_ORIG_SRC") {
-                None => OriginalSource::Auto,
+                None => original_source,
                 Some(true) => OriginalSource::Required,
                 Some(false) => OriginalSource::Off,
             },
-            packet_mark: self.parse("PACKET_MARK", PACKET_MARK),
+            packet_mark: self.parse("PACKET_MARK", packet_mark),
             inpod_uds: self.or("INPOD_UDS", AGENT_SOCKET).into(),
             inpod_port_reuse: self.flag("INPOD_PORT_REUSE", true),
             user_timeout: keepalive
@@ -233,6 +245,27 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// `PROXY_MODE`, and whom it is for.
+    fn mode(&mut self) -> Mode {
+        const WHOM: &str = "PROXY_WORKLOAD_INFO";
+        let dedicated = self.with("PROXY_MODE", |text| match text {
+            "" | "shared" => Ok(false),
+            "dedicated" => Ok(true),
+            other => Err(format!("`{other}` is not `shared` or `dedicated`")),
+        });
+        if dedicated != Some(true) {
+            return Mode::Shared;
+        }
+        if self.text(WHOM).is_none() {
+            self.problem(
+                WHOM,
+                "PROXY_MODE=dedicated needs NAMESPACE/NAME/SERVICEACCOUNT",
+            );
+        }
+        let only = self.with(WHOM, workload);
+        only.map_or(Mode::Shared, Mode::Dedicated)
     }
 
     fn optional_flag(&mut self, name: &str) -> Option<bool> {
@@ -391,6 +424,15 @@ impl Reader {
     fn spire(&mut self) -> Option<Spire> {
         if !self.flag("SPIRE_ENABLED", false) {
             return None;
+        }
+        if self
+            .text("PROXY_MODE")
+            .is_some_and(|mode| mode == "dedicated")
+        {
+            self.problem(
+                "SPIRE_ENABLED",
+                "not with PROXY_MODE=dedicated, which has the one identity that CA_ADDRESS gives it",
+            );
         }
         let admin = self.with("SPIRE_ADMIN_ENDPOINT_SOCKET", unix_socket);
         Some(Spire {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::DnsAddress;
+use super::{DnsAddress, Only};
 
 /// Reads exactly `true` or `false`.
 ///
@@ -53,6 +53,24 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         rest = after;
     }
     Ok(sum)
+}
+
+/// Reads a workload: `NAMESPACE/NAME/SERVICEACCOUNT`.
+///
+/// # Errors
+/// What would have been right.
+pub fn workload(text: &str) -> Result<Only, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts[..] {
+        [namespace, name, service_account] if parts.iter().all(|part| !part.is_empty()) => {
+            Ok(Only {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                service_account: service_account.to_owned(),
+            })
+        }
+        _ => Err(format!("`{text}` is not NAMESPACE/NAME/SERVICEACCOUNT")),
+    }
 }
 
 /// Reads where DNS is served: `localhost:PORT` or `ADDRESS:PORT`.

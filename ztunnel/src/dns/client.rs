@@ -311,7 +311,11 @@ impl Client {
         let own = self.resolver.own.now();
         let file = self
             .file
-            .get_or_init(|| places::of_namespace(self.pod.netns.id()));
+            .get_or_init(|| match self.resolver.shared.settings.only() {
+                None => places::of_namespace(self.pod.netns.id()),
+                // The proxy's file is the workload's.
+                Some(_) => Some(Watched::new(places::OWN.into())),
+            });
         let given = file.as_ref().map(Watched::now);
         let given = given.filter(|conf| !conf.servers.is_empty());
         let mut kept = self.servers.borrow_mut();

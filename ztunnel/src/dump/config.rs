@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::config::{
-    DNS_PORT, DnsAddress, Endpoint, HBONE_PORT, OUTBOUND_PORT, OWN_PORTS, PASSTHROUGH_PORT, Roots,
-    Settings, Source,
+    DNS_PORT, DnsAddress, Endpoint, HBONE_PORT, Mode, OUTBOUND_PORT, OWN_PORTS, PASSTHROUGH_PORT,
+    Roots, Settings, Source,
 };
 
 /// All settings.
@@ -34,7 +34,10 @@ fn as_istio(settings: &Settings) -> Value {
     let alternative = |endpoint: &Endpoint| endpoint.alternative_name.clone();
     json!({
         "proxy": true,
-        "proxyMode": "Shared",
+        "proxyMode": match settings.mode {
+            Mode::Shared => "Shared",
+            Mode::Dedicated(_) => "Dedicated",
+        },
         "proxyMetadata": metadata,
         "adminAddr": localhost(settings, settings.admin_addr.port()),
         "statsAddr": { "SocketAddr": settings.stats_addr.to_string() },

@@ -8,7 +8,7 @@ use ambit_observe::metrics::Limits;
 use ambit_relay::tcp::Bulk;
 
 use super::{Machine, read};
-use crate::config::{Compliance, DnsAddress, OriginalSource, Roots, Settings, Source, Token};
+use crate::config::{Compliance, DnsAddress, Mode, OriginalSource, Roots, Settings, Source, Token};
 use crate::dns::places::Conf;
 
 fn settings(variables: &[(&str, &str)], machine: &Machine) -> Result<Settings, Vec<String>> {
@@ -137,7 +137,8 @@ fn refuses_settings_it_would_otherwise_silently_not_follow() {
     for row in [
         ("COMPLIANCE_POLICY", "fips-140-2"),
         ("TLS12_ENABLED", "true"),
-        ("PROXY_MODE", "dedicated"),
+        ("UNSTABLE_ENABLE_SOCKS5", "true"),
+        ("PROXY_MODE", "sidecar"),
     ] {
         assert_eq!(
             settings(&[row], &two_cpus()).unwrap_err(),
@@ -151,6 +152,48 @@ fn refuses_settings_it_would_otherwise_silently_not_follow() {
         )
         .is_ok()
     );
+}
+
+#[test]
+fn a_proxy_of_one_workload_needs_to_know_which() {
+    let dedicated = ("PROXY_MODE", "dedicated");
+    let whom = |text| settings(&[dedicated, ("PROXY_WORKLOAD_INFO", text)], &two_cpus());
+    let s = whom("shop/cart-1/cart").unwrap();
+    let only = s.only().unwrap();
+    let parts = [&only.namespace, &only.name, &only.service_account];
+    assert_eq!(parts, ["shop", "cart-1", "cart"]);
+    assert_eq!(
+        (s.packet_mark, s.original_source),
+        (0, OriginalSource::Off),
+        "it needs no capability"
+    );
+    let rows = [
+        dedicated,
+        ("PROXY_WORKLOAD_INFO", "a/b/c"),
+        ("PACKET_MARK", "1337"),
+        ("ENABLE_ORIG_SRC", "true"),
+    ];
+    let asked = settings(&rows, &two_cpus()).unwrap();
+    assert_eq!(
+        (asked.packet_mark, asked.original_source),
+        (1337, OriginalSource::Required)
+    );
+    let missing = settings(&[dedicated], &two_cpus()).unwrap_err();
+    assert_eq!(missing, ["PROXY_WORKLOAD_INFO"]);
+    for wrong in ["", "a", "a/b", "a//c", "a/b/c/d", "/b/c"] {
+        assert_eq!(whom(wrong).unwrap_err(), ["PROXY_WORKLOAD_INFO"], "{wrong}");
+    }
+    let spire = [
+        dedicated,
+        ("PROXY_WORKLOAD_INFO", "a/b/c"),
+        ("SPIRE_ENABLED", "true"),
+    ];
+    assert_eq!(
+        settings(&spire, &two_cpus()).unwrap_err(),
+        ["SPIRE_ENABLED"]
+    );
+    let alone = [("PROXY_WORKLOAD_INFO", "nonsense")];
+    assert_eq!(settings(&alone, &two_cpus()).unwrap().mode, Mode::Shared);
 }
 
 #[test]
