@@ -17,7 +17,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use ambit_model::admit::{self, Admitted, Refusal};
 use ambit_model::reason::Reason;
@@ -93,8 +93,9 @@ struct Entry {
     decided: Decided,
     source: SocketAddr,
     wanted: Option<Rc<str>>,
-    /// The paths by which its peers proved who they are, where those may be revoked.
-    proofs: Vec<Lineage>,
+    /// The paths by which its peers proved who they are, where those may be revoked. One or two, and
+    /// in most meshes none: no room for more.
+    proofs: Box<[Lineage]>,
     /// Boxed, as few are told.
     ended: Option<Box<Refusal>>,
     waker: Option<Waker>,
@@ -143,7 +144,7 @@ impl Live {
             decided,
             source,
             wanted,
-            proofs: Vec::new(),
+            proofs: Box::default(),
             ended: None,
             waker: None,
         };
@@ -258,7 +259,8 @@ impl Guard {
                     .ended
                     .get_or_insert_with(|| Box::new(Reason::Revoked.into()));
             }
-            entry.proofs.push(proof.clone());
+            let before = std::mem::take(&mut entry.proofs).into_iter();
+            entry.proofs = before.chain([proof.clone()]).collect();
         }
     }
 
@@ -271,26 +273,24 @@ impl Guard {
 
     /// Waits until the connection may not go on, and says why. Cancel safe.
     pub async fn ended(&self) -> Refusal {
-        poll_fn(|cx| {
-            let mut entries = self.live.entries.borrow_mut();
-            let Some(entry) = entries.get_mut(self.key) else {
-                return Poll::Ready(Reason::Bug.into());
-            };
-            match &entry.ended {
-                Some(refusal) => Poll::Ready(Refusal::clone(refusal)),
-                None => {
-                    if !entry
-                        .waker
-                        .as_ref()
-                        .is_some_and(|waker| waker.will_wake(cx.waker()))
-                    {
-                        entry.waker = Some(cx.waker().clone());
-                    }
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// The same for one poll: ready with why it may not go on, or wakes the task that asked last once
+    /// it may not.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let mut entries = self.live.entries.borrow_mut();
+        let Some(entry) = entries.get_mut(self.key) else {
+            return Poll::Ready(Reason::Bug.into());
+        };
+        if let Some(refusal) = &entry.ended {
+            return Poll::Ready(Refusal::clone(refusal));
+        }
+        let waker = entry.waker.as_ref();
+        if !waker.is_some_and(|waker| waker.will_wake(cx.waker())) {
+            entry.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
