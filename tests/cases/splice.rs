@@ -399,3 +399,22 @@ fn a_proxy_that_stops_ends_bulk_when_its_time_is_over() {
     world.start_again(PROXY);
     world.wait_enrolled();
 }
+
+#[test]
+fn a_proxy_that_is_killed_ends_bulk_and_the_next_one_moves_it_again() {
+    let world = WORLD.alone();
+    let bulk = endless(&world, 9741);
+    world.kill(PROXY);
+    bulk.reader.allow_all();
+    // Nothing hangs. What the kernel had taken over from the proxy still arrives, and then an end.
+    let client = bulk.sending.join().unwrap().unwrap_err();
+    let broken = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+    assert!(broken.contains(&client), "{client}");
+    let _end = bulk.reader.wait_end();
+    world.start_again(PROXY);
+    world.wait_enrolled();
+    transfer(&world, "mesh/client", "mesh/near", 9742, |reader| {
+        are_of(&bytes_in_a_pipe(&world, reader), 9742);
+    });
+    nothing_held(&world);
+}

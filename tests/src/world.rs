@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ambit_net::netns::Netns;
@@ -216,9 +217,12 @@ impl World {
     ///
     /// The disk is full.
     pub fn apply(&self, file: &str, text: &str) {
+        /// Tests that put the manifests back at one time must not take each other's half-written ones.
+        static WRITES: AtomicU64 = AtomicU64::new(0);
         let folder = self.manifests();
+        let write = WRITES.fetch_add(1, Ordering::Relaxed);
         // A name that begins with a dot is not read.
-        let half = folder.join(format!(".{file}"));
+        let half = folder.join(format!(".{file}.{write}"));
         fs::write(&half, text).expect("room for a manifest");
         fs::rename(&half, folder.join(format!("{file}.yaml"))).expect("the folder is ours");
     }
