@@ -103,6 +103,15 @@ pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(Some(Duration::ZERO))
 }
 
+/// Takes [`reset_on_close`] back: a `close` sends what was written, and then an end.
+///
+/// # Errors
+///
+/// The socket is gone.
+pub fn end_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(None)
+}
+
 /// Ends the sending and leaves the receiving open (`shutdown`, `SHUT_WR`): the peer reads to the
 /// end of what was written.
 ///

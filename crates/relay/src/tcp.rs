@@ -56,8 +56,13 @@ fn relay_by(
 }
 
 /// Splits a connection into its halves; it closes when both are dropped.
+///
+/// Until its sending has ended in order, any end of it is a reset, also when the process is killed and the kernel closes it: half a
+/// message must not look like a whole one.
 #[must_use]
 pub fn split(stream: TcpStream) -> (TcpSource, TcpSink) {
+    // Fails only on a socket that is gone.
+    let _ = options::reset_on_close(&stream);
     let shared = Arc::new(Shared {
         stream,
         truncated: AtomicBool::new(false),
@@ -290,7 +295,10 @@ impl Sink for TcpSink {
 
     fn poll_close(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.closed {
-            options::end_sending(&self.shared.stream).map_err(|error| self.shared.note(error))?;
+            let stream = &self.shared.stream;
+            // All is written. First, as between the two calls it would be an end, too.
+            let ended = options::end_on_close(stream).and_then(|()| options::end_sending(stream));
+            ended.map_err(|error| self.shared.note(error))?;
             self.closed = true;
         }
         Poll::Ready(Ok(()))
